@@ -1,0 +1,193 @@
+"""One message: from what an application gave to its content, or to all of its problems."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from worker.checks.addresses import MOST_RECIPIENTS, address, recipients
+from worker.checks.text import Refused, body, line, shown
+from worker.checks.values import headers, variables
+from worker.model import Message, Problem
+
+MOST_SUBJECT = 255  # characters
+MOST_BODY = 1_000_000  # bytes in UTF-8
+MOST_ITEM = 3_000_000  # bytes as JSON; Graph takes requests of up to 4 MB
+FIELDS = tuple(f.name for f in dataclasses.fields(Message))
+
+_LINKS = re.compile(r"<(?:https?://|mailto:)[!-;=?-~]+>(?:\s*,\s*<(?:https?://|mailto:)[!-;=?-~]+>)*")
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rules:
+    """What the call says about all of its messages."""
+
+    template: bool = False  #: bodies and, where a message gives none, subjects come from it
+    needs_sent_copy: bool = False  #: doubt is settled by the copy in Sent Items
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Checked:
+    """A message as it goes into the inbox: `row` is [position, recipients, primary, content]."""
+
+    row: bytes
+    content: Mapping[str, Any]
+
+
+class _Row:
+    """Collects the content of one row and its problems."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.content: dict[str, Any] = {}
+        self.problems: list[Problem] = []
+
+    def refuse(self, code: str, path: str, detail: str) -> None:
+        self.problems.append(Problem(self.number, code, path, detail))
+
+    def take(self, path: str, check: Callable[[], Any], key: str | None = None) -> None:
+        """Keeps what `check` gives unless it is empty."""
+        try:
+            value = check()
+        except Refused as refused:
+            self.refuse(refused.code, path + refused.path, refused.detail)
+        else:
+            if value:
+                self.content[key or path] = value
+
+
+def check(number: int, given: object, rules: Rules) -> Checked | list[Problem]:
+    """The message of input row `number` (from 1), checked and serialised, or what is wrong."""
+    row = _Row(number)
+    message = _message(row, given)
+    if message is None:
+        return row.problems
+    count = _recipients(row, message)
+    _subject_and_body(row, message, rules)
+    if message.variables or type(message.variables) is not dict:
+        row.take("variables", lambda: variables(message.variables))
+    _rest(row, message, rules)
+    if row.problems:
+        return row.problems
+    content = row.content
+    primary = (content.get("to") or content.get("cc") or content["bcc"])[0]["address"]
+    data = _encode([number, count, primary, content]).encode()
+    if len(data) > MOST_ITEM:
+        size = f"is {len(data) / 1e6:.1f} MB, most is {MOST_ITEM / 1e6:.0f} MB"
+        return [Problem(number, "ITEM_SIZE", "message", size)]
+    return Checked(data, content)
+
+
+def _message(row: _Row, given: object) -> Message | None:
+    if isinstance(given, Message):
+        return given
+    if not isinstance(given, Mapping):
+        row.refuse("TYPE", "message", f"expected a Message or a mapping, got {shown(given)}")
+        return None
+    unknown = [key for key in given if key not in FIELDS]
+    for key in unknown:
+        close = difflib.get_close_matches(str(key)[:64], FIELDS, 1)
+        hint = f' (did you mean "{close[0]}"?)' if close else ""
+        row.refuse("FIELD", "message", f"unknown field {shown(key)}{hint}")
+    return None if unknown else Message(**{"to": None, **given})
+
+
+def _recipients(row: _Row, message: Message) -> int:
+    """Takes all addresses; how many the message counts as (reply_to counts for nothing)."""
+    seen: dict[str, int] = {}
+    before = len(row.problems)
+    for path in ("to", "cc", "bcc"):
+        given = getattr(message, path)
+        if given == ():
+            continue
+        good, bad = recipients(given, path)
+        row.problems += [Problem(row.number, b.code, b.path, b.detail) for b in bad]
+        for one in good:
+            nth = len(seen) + 1
+            first = seen.setdefault(one["address"].lower(), nth)
+            if first != nth:
+                row.refuse("RCPT_DUP", path, f"{shown(one['address'])} repeats recipient {first}")
+        if good:
+            row.content[path] = good
+    if message.reply_to != ():
+        good, bad = recipients(message.reply_to, "reply_to")
+        row.problems += [Problem(row.number, b.code, b.path, b.detail) for b in bad]
+        if good:
+            row.content["reply_to"] = good
+    if not seen and len(row.problems) == before:
+        row.refuse("RCPT_NONE", "to", "at least one recipient is needed in to, cc or bcc")
+    if len(seen) > MOST_RECIPIENTS:
+        row.refuse("RCPT_MAX", "to", f"{len(seen)} recipients, most is {MOST_RECIPIENTS}")
+    return len(seen)
+
+
+def _subject_and_body(row: _Row, message: Message, rules: Rules) -> None:
+    if message.subject is not None:
+        row.take("subject", lambda: line(message.subject, MOST_SUBJECT, "SUBJECT_LEN", "subject"))
+    if not rules.template and _empty(message.subject):
+        row.refuse("SUBJECT_NONE", "subject", "a subject is needed")
+    if rules.template:
+        for path in ("html", "text"):
+            if getattr(message, path) is not None:
+                row.refuse("BODY_BOTH", path, "give one of html/text or template")
+        return
+    if message.html is not None:
+        row.take("html", lambda: body(message.html, MOST_BODY, "BODY_LEN"))
+    if message.text is not None:
+        row.take("text", lambda: body(message.text, MOST_BODY, "BODY_LEN"))
+    if _empty(message.html) and _empty(message.text):
+        row.refuse("BODY_NONE", "html", "give html, text or a template")
+
+
+def _empty(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value)
+
+
+def _rest(row: _Row, message: Message, rules: Rules) -> None:
+    if message.from_ is not None:
+        row.take("from_", lambda: {"address": address(message.from_)}, "from")
+    if message.headers or type(message.headers) is not dict:
+        row.take("headers", lambda: headers(message.headers))
+    if message.importance is not None:
+        row.take("importance", lambda: _importance(message.importance))
+    if message.list_unsubscribe is not None:
+        row.take("list_unsubscribe", lambda: _links(message.list_unsubscribe))
+    if message.reference is not None:
+        row.take("reference", lambda: line(message.reference, 200, "REF_LEN", "reference"))
+    if message.save_to_sent_items is not True:
+        _unsaved(row, message.save_to_sent_items, rules)
+    if message.attachments != ():
+        _attachments(row, message.attachments)
+
+
+def _importance(value: object) -> str:
+    if not isinstance(value, str) or value not in {"low", "normal", "high"}:
+        raise Refused("IMPORTANCE", f"{shown(value)} is not one of low, normal, high")
+    return value
+
+
+def _links(value: object) -> str:
+    text = line(value, 900, "UNSUB_LEN", "list_unsubscribe")
+    if not _LINKS.fullmatch(text):
+        raise Refused("UNSUB_SYNTAX", "give <https://...> or <mailto:...>, several with commas")
+    return text
+
+
+def _unsaved(row: _Row, value: object, rules: Rules) -> None:
+    if value is not False:
+        row.refuse("TYPE", "save_to_sent_items", f"expected true or false, got {shown(value)}")
+    elif rules.needs_sent_copy:
+        row.refuse("POLICY_SENT", "save_to_sent_items", "reconcile needs the copy in Sent Items")
+    else:
+        row.content["save_to_sent_items"] = False
+
+
+def _attachments(row: _Row, value: object) -> None:
+    if isinstance(value, list | tuple) and not value:
+        return
+    row.refuse("ATT_UNSUPPORTED", "attachments", "attachments come with a later release")

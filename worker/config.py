@@ -1,0 +1,177 @@
+"""The settings: one frozen value, from the environment or `.env`, checked at start.
+
+Every problem is named at once, by its variable; no value of a secret is ever shown.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from worker.model import InvalidSettings, OnUnknown
+
+_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)?\s*$", re.IGNORECASE)
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+def duration(text: Any) -> timedelta:
+    """`90`, `90s`, `5min`, `24h`, `30d` as a timedelta; a bare number is seconds."""
+    if isinstance(text, timedelta):
+        return text
+    match = _DURATION.match(str(text))
+    if not match:
+        raise ValueError("give a duration such as 90s, 5min or 24h")
+    return timedelta(seconds=float(match[1]) * _UNITS[(match[2] or "s").lower()])
+
+
+Duration = Annotated[timedelta, NoDecode]
+
+
+class Settings(BaseSettings):
+    """All settings; each is read from POSTROOM_<NAME>."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="POSTROOM_", env_file=".env", env_file_encoding="utf-8", extra="ignore",
+        frozen=True, hide_input_in_errors=True,
+    )  # fmt: skip
+
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis: broker, inbox, gates")
+    database_url: str | None = Field(
+        None, description="postgresql+psycopg://… or sqlite:////path", repr=False
+    )
+    db_schema: str | None = Field(None, description="schema of the tables (PostgreSQL)")
+    tenant_id: str | None = Field(None, description="directory (tenant) id of Entra")
+    client_id: str | None = Field(None, description="application (client) id")
+    client_secret: SecretStr | None = Field(None, description="client secret")
+    client_secret_file: Path | None = Field(None, description="file that holds the secret")
+    client_certificate: SecretStr | None = Field(
+        None, description="private key and certificate in PEM, instead of a secret"
+    )
+    client_certificate_file: Path | None = Field(None, description="file that holds them")
+    authority: str = Field("https://login.microsoftonline.com", description="Entra's address")
+    graph_url: str = Field("https://graph.microsoft.com", description="Graph's address")
+    ca_bundle: Path | None = Field(
+        None,
+        description="CA file for Entra and Graph; wins over REQUESTS_CA_BUNDLE and SSL_CERT_FILE",
+    )
+    pools: dict[str, list[str]] = Field(
+        default_factory=dict, description="JSON: pool name to list of mailboxes"
+    )
+    mailbox_concurrency: int = Field(4, ge=1, le=4, description="requests at once per mailbox")
+    request_timeout: Duration = Field(
+        timedelta(seconds=60), description="one request to Graph, in all"
+    )
+    lease: Duration = Field(timedelta(seconds=90), description="how long a claim is held")
+    on_unknown: OnUnknown = Field(
+        OnUnknown.HOLD, description="hold, reconcile or resend what may have been sent"
+    )
+    token_margin: Duration = Field(
+        timedelta(seconds=300), description="a token is renewed this long before its end"
+    )
+    max_attempts: int = Field(6, ge=1, le=1000, description="tries of a message")
+    max_age: Duration = Field(
+        timedelta(hours=24), description="how long a message may wait after it became due"
+    )
+    secret_key: SecretStr | None = Field(
+        None, description="Fernet key(s), comma-separated: encrypts the token in Redis"
+    )
+    inbox_budget: int = Field(
+        256 * 1024 * 1024, ge=1024, description="bytes that may wait in the inbox"
+    )
+
+    @classmethod
+    def from_env(cls, **changes: Any) -> Self:
+        """The settings of this process. Raises InvalidSettings, naming every problem."""
+        try:
+            return cls(**changes)
+        except ValidationError as error:
+            raise InvalidSettings("; ".join(_problem(e) for e in error.errors())) from None
+
+    @field_validator("request_timeout", "lease", "token_margin", "max_age", mode="before")
+    @classmethod
+    def _durations(cls, value: Any) -> timedelta:
+        return duration(value)
+
+    @field_validator("authority", "graph_url")
+    @classmethod
+    def _https(cls, value: str) -> str:
+        if not value.startswith("https://"):
+            raise ValueError("must begin with https://")
+        return value.rstrip("/")
+
+    @field_validator("pools")
+    @classmethod
+    def _lower(cls, value: dict[str, list[str]]) -> dict[str, list[str]]:
+        return {name: sorted({m.lower() for m in members}) for name, members in value.items()}
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.lease <= self.request_timeout:
+            raise ValueError("LEASE must be longer than REQUEST_TIMEOUT")
+        return self
+
+    @cached_property
+    def graph_scope(self) -> str:
+        """The scope of the token, which follows the Graph host."""
+        return f"{self.graph_url}/.default"
+
+    def require_database_url(self) -> str:
+        """The database's URL. Raises InvalidSettings where it is not set."""
+        if not self.database_url:
+            raise InvalidSettings(
+                "POSTROOM_DATABASE_URL is not set: postgresql+psycopg://user:password@host/name"
+                " or sqlite:////path/file.db"
+            )
+        return self.database_url
+
+    def credential(self) -> str | dict[str, str]:
+        """The credential for MSAL, read anew at each call, so that a changed file is seen."""
+        secret = _read("CLIENT_SECRET", self.client_secret, self.client_secret_file)
+        if secret:
+            return secret
+        pem = _read("CLIENT_CERTIFICATE", self.client_certificate, self.client_certificate_file)
+        if pem:
+            return {"private_key": pem, "public_certificate": pem}
+        raise InvalidSettings(
+            "neither POSTROOM_CLIENT_SECRET nor POSTROOM_CLIENT_CERTIFICATE "
+            "(nor their _FILE forms) is set"
+        )
+
+    def identity(self) -> tuple[str, str]:
+        """Tenant id and client id. Raises InvalidSettings, naming what is absent."""
+        absent = [
+            f"POSTROOM_{name.upper()}"
+            for name in ("tenant_id", "client_id")
+            if not getattr(self, name)
+        ]
+        if absent:
+            raise InvalidSettings(f"{' and '.join(absent)} must be set to send")
+        return str(self.tenant_id), str(self.client_id)
+
+
+def _read(name: str, value: SecretStr | None, file: Path | None) -> str | None:
+    if value is not None:
+        return value.get_secret_value().strip()
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise InvalidSettings(f"POSTROOM_{name}_FILE cannot be read: {error.strerror}") from None
+
+
+def _problem(error: Any) -> str:
+    name = "_".join(str(part) for part in error["loc"][:1]).upper() or "settings"
+    return f"POSTROOM_{name}: {error['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,270 @@
+"""The lane: works one mailbox for a while, as fast as the gate allows.
+
+A lane is a coroutine on the process's event loop. It looks at what is due, asks the gate, claims
+what was granted, and lets each message go its own way: send, conclude, record. Only when the
+outcome is committed does the slot fall free for the next message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Protocol
+
+from redis.exceptions import RedisError
+
+from worker import templates
+from worker.gate import Gate, Grant, lane_token
+from worker.graph import Graph, payload
+from worker.model import (
+    Accepted,
+    Answer,
+    Blame,
+    Blocked,
+    Due,
+    NotSent,
+    OnUnknown,
+    Outcome,
+    Rejected,
+    Throttled,
+    Unknown,
+    Verdict,
+)
+from worker.policy import conclude
+from worker.store import Store, ToClaim, ToRecord, Writer
+from worker.tokens import Token, TokenRefused, Tokens
+
+log = logging.getLogger(__name__)
+
+#: A lane works for this long, then lets other mailboxes of the process have its thread.
+TURN = timedelta(seconds=5)
+#: Waiting for less than this is done in place; for more, the lane ends and is woken.
+MOMENT = timedelta(seconds=1)
+#: The lane's lease is renewed at least this often.
+HEARTBEAT = timedelta(seconds=2)
+#: How many due messages are looked at in one go.
+PEEK = 64
+
+
+class Stop(Protocol):
+    """Whether the process is asked to end."""
+
+    def is_set(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The settings that a lane works by."""
+
+    concurrency: int
+    lease: timedelta
+    request_timeout: timedelta
+    max_attempts: int
+    on_unknown: OnUnknown
+
+
+@dataclass(frozen=True, slots=True)
+class Deps:
+    """The doors that a lane uses, one of each for the whole process."""
+
+    store: Store
+    writer: Writer
+    gate: Gate
+    graph: Graph
+    tokens: Tokens
+    rules: Rules
+    worker: str  #: this process, on claims and attempts
+    stop: Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A due message with its request, ready to go."""
+
+    due: Due
+    body: bytes
+    problem: Rejected | None = None
+
+
+@dataclass(slots=True)
+class Lane:
+    """One mailbox being worked. `run` gives what became of it, for people to read."""
+
+    deps: Deps
+    mailbox: str
+    pools: Mapping[str, list[str]]  #: the pools this mailbox is in: name → members
+    token: str = field(default_factory=lane_token)
+    done: Counter[str] = field(default_factory=Counter)
+    _buffer: deque[Due] = field(default_factory=deque)
+    _templates: dict[str, Mapping[str, Any] | None] = field(default_factory=dict)
+    _turns: Counter[str] = field(default_factory=Counter)
+    _free: list[str] = field(default_factory=list)  # slots to give back at the next asking
+    _flying: set[asyncio.Task[None]] = field(default_factory=set)
+    _numbers: itertools.count[int] = field(default_factory=itertools.count)
+    _rung: int = -1
+
+    async def run(self) -> dict[str, Any]:
+        """Works until nothing is due, the turn is over, or it must wait for more than a moment."""
+        why, wait = "", timedelta(0)
+        try:
+            why, wait = await self._work()
+        except TokenRefused as refused:
+            why, wait = refused.code, refused.wait
+        finally:
+            await self._land()
+        result: dict[str, Any] = dict(sorted(self.done.items()))
+        if why:
+            result |= {"waits_for": why, "seconds": round(wait.total_seconds(), 1)}
+        return result
+
+    async def _work(self) -> tuple[str, timedelta]:
+        """The loop of the lane; gives what it must wait for and how long, if it must."""
+        ends = time.monotonic() + TURN.total_seconds()
+        grant, _ = await self._ask(0)  # takes the lane before anything is looked at
+        while grant.word != "held" and not self.deps.stop.is_set() and time.monotonic() < ends:
+            before = self._rung
+            await self._look()
+            wanted = min(len(self._buffer), self.deps.rules.concurrency - len(self._flying))
+            token = await self._token() if wanted else None
+            grant, slots = await self._ask(wanted)
+            if token and slots:
+                await self._send_next(slots, token)
+            elif self._flying:
+                await self._wait()
+            elif grant.wait > MOMENT:
+                return grant.word, grant.wait
+            elif grant.wait:
+                await asyncio.sleep(grant.wait.total_seconds())
+            elif not wanted and await self.deps.gate.leave(self.mailbox, self.token, before):
+                break
+        return (grant.word, grant.wait) if grant.word == "held" else ("", timedelta(0))
+
+    async def _look(self) -> None:
+        """Fills the buffer from the best queue: priority first, then whoever had fewer turns."""
+        if self._buffer:
+            return
+        seen = await asyncio.to_thread(
+            self.deps.store.look, self.mailbox, self.pools, dict(self._turns), PEEK
+        )
+        if seen is not None:
+            self._turns[seen.queue_id] += len(seen.due)
+            self._templates[seen.batch_id] = seen.template
+            self._buffer.extend(seen.due)
+
+    async def _token(self) -> Token:
+        token = self.deps.tokens.at_hand()
+        return token if token is not None else await asyncio.to_thread(self.deps.tokens.get)
+
+    async def _ask(self, wanted: int) -> tuple[Grant, list[str]]:
+        """Renews the lease, gives slots back, asks for `wanted` new ones: the names of those got."""
+        free, self._free = self._free, []
+        names = [f"{self.token}-{next(self._numbers)}" for _ in range(wanted)]
+        grant = await self.deps.gate.ask(self.mailbox, self.token, wanted=names, given_back=free)
+        if grant.rung != self._rung:
+            self._rung = grant.rung
+            if not grant.count:
+                self._buffer.clear()  # something new is due, and may be more urgent
+        return grant, names[: grant.count]
+
+    async def _send_next(self, slots: list[str], token: Token) -> None:
+        """Claims the next messages, one a slot, committed, and lets each go its way."""
+        rules = self.deps.rules
+        ready = [self._prepare(self._buffer.popleft()) for _ in slots]
+        began = time.monotonic()
+        lease, left = rules.lease.total_seconds(), token.ends_at - began
+        claimed = await self.deps.writer.claim([
+            ToClaim(p.due.id, len(p.body), self.mailbox, self.deps.worker, lease, left)
+            for p in ready
+        ])  # fmt: skip
+        deadline = began + (rules.lease - rules.request_timeout).total_seconds()
+        for slot, prepared in zip(slots, ready, strict=True):
+            fence = claimed.get(prepared.due.id)
+            if fence is None:
+                self._free.append(slot)  # cancelled, paused, or taken by another lane meanwhile
+                continue
+            flight = asyncio.create_task(self._fly(prepared, fence, slot, token, deadline))
+            self._flying.add(flight)
+            flight.add_done_callback(self._landed)
+
+    def _prepare(self, due: Due) -> Prepared:
+        """The request of a message; a template that fails is the message's own rejection."""
+        try:
+            shown = templates.render(self._templates.get(due.batch_id), due.content)
+        except templates.TemplateProblem as problem:
+            return Prepared(due, b"", Rejected(Answer(code=problem.code, detail=problem.detail)))
+        body = payload(due.content, message_id=due.id, subject=shown.subject, html=shown.html,
+                       text=shown.text)  # fmt: skip
+        return Prepared(due, body)
+
+    async def _fly(
+        self, prepared: Prepared, fence: int, slot: str, token: Token, deadline: float
+    ) -> None:
+        """Run, conclude, record: the way of one message from its claim to its audit row."""
+        deps, due = self.deps, prepared.due
+        outcome = prepared.problem or await deps.graph.send(
+            self.mailbox, prepared.body, token.value, deadline=deadline
+        )
+        verdict = conclude(
+            outcome, tries=due.tries, doubt=due.doubt, max_attempts=deps.rules.max_attempts,
+            on_unknown=deps.rules.on_unknown, jitter=random.random(),  # noqa: S311
+        )  # fmt: skip
+        await self._warn(outcome, verdict, token)
+        await deps.writer.record(
+            ToRecord(
+                id=due.id, fence=fence, batch_id=due.batch_id, queue_id=due.queue_id,
+                mailbox=self.mailbox, worker=deps.worker, recipients=due.recipients,
+                size=len(prepared.body), outcome=outcome, verdict=verdict,
+                token_left=token.ends_at - time.monotonic(),
+            )
+        )  # fmt: skip
+        self._free.append(slot)
+        self.done[NAMES[type(outcome)]] += 1
+        log.info("message %s: %s (%s)", due.id, verdict.state, outcome.answer.code or "accepted",
+                 extra={"message_id": due.id, "batch_id": due.batch_id})  # fmt: skip
+
+    async def _warn(self, outcome: Outcome, verdict: Verdict, token: Token) -> None:
+        """Tells the other workers what they must know before they send again."""
+        try:
+            if verdict.cooldown:
+                await self.deps.gate.cool(self.mailbox, verdict.cooldown)
+            if isinstance(outcome, Blocked) and outcome.blame is Blame.TOKEN:
+                code = outcome.answer.code or "Unauthorized"
+                await asyncio.to_thread(self.deps.tokens.reject, token.serial, code)
+        except RedisError as error:
+            log.warning("Redis does not answer (%s): nothing more is sent", type(error).__name__)
+
+    def _landed(self, flight: asyncio.Task[None]) -> None:
+        self._flying.discard(flight)
+        if not flight.cancelled() and (error := flight.exception()):
+            # The claim's lease runs out and the sweep takes the message for what it is: unknown.
+            log.error("mailbox %s: a send broke off", self.mailbox, exc_info=error)
+
+    async def _wait(self) -> None:
+        await asyncio.wait(
+            self._flying, timeout=HEARTBEAT.total_seconds(), return_when=asyncio.FIRST_COMPLETED
+        )
+
+    async def _land(self) -> None:
+        """Waits for what is in flight, keeping the lane meanwhile, then leaves it."""
+        while self._flying:
+            await self._wait()
+            await self.deps.gate.ask(self.mailbox, self.token, wanted=())
+        await self.deps.gate.leave(self.mailbox, self.token)
+
+
+#: What a person reads in Flower for each outcome.
+NAMES: Mapping[type[Outcome], str] = {
+    Accepted: "sent",
+    Throttled: "throttled",
+    Rejected: "failed",
+    Blocked: "blocked",
+    NotSent: "not_sent",
+    Unknown: "unknown",
+}

@@ -1,0 +1,108 @@
+-- The gate of one mailbox: its lane's lease, its slots, its cooldown. One call, all or nothing.
+--
+-- KEYS[1]  postroom:{mailbox}:gate    hash
+--            lane    token of the lane that works this mailbox; lease  until when (ms)
+--            cool    until when the mailbox rests (ms)
+--            rung    how often the lane was rung; bell  until when a ring counts as under way (ms)
+-- KEYS[2]  postroom:{mailbox}:slots   hash: slot id -> "expiry(ms) lane token"
+--
+-- Times are Redis's own, in milliseconds. ARGV[1] is the verb:
+--   ask    token lease_ms slots #given_back id... #wanted id...
+--            -> {"granted"|"held"|"cooling"|"full", count, wait_ms, rung}
+--   leave  token rung            -> 1 gone, 0 rung meanwhile (stay), -1 not yours
+--   ring   bell_ms               -> 1 send a task, 0 one is under way or a lane is at work,
+--                                   or the milliseconds of cooldown left, negative
+--   cool   ms                    -> until when (ms)
+redis.replicate_commands()
+
+local gate, slots = KEYS[1], KEYS[2]
+local verb, token = ARGV[1], ARGV[2]
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local FORGET_MS = 86400000  -- a mailbox that nobody works leaves no keys behind
+
+local function number(field)
+  return tonumber(redis.call('HGET', gate, field) or '0') or 0
+end
+
+local function keep()
+  redis.call('PEXPIRE', gate, FORGET_MS)
+  redis.call('PEXPIRE', slots, FORGET_MS)
+end
+
+-- Slots whose lane is gone fall free; those of this lane live as long as its lease.
+local function count_slots(lease_until)
+  local used = 0
+  local all = redis.call('HGETALL', slots)
+  for i = 1, #all, 2 do
+    local expiry, owner = string.match(all[i + 1], '^(%d+) (.*)$')
+    if owner == token then
+      redis.call('HSET', slots, all[i], lease_until .. ' ' .. token)
+      used = used + 1
+    elseif tonumber(expiry) <= now then
+      redis.call('HDEL', slots, all[i])
+    else
+      used = used + 1
+    end
+  end
+  return used
+end
+
+if verb == 'ask' then
+  local lease_ms, limit = tonumber(ARGV[3]), tonumber(ARGV[4])
+  local at = 5
+  local given_back = tonumber(ARGV[at])
+  for i = at + 1, at + given_back do redis.call('HDEL', slots, ARGV[i]) end
+  at = at + given_back + 1
+  local wanted = tonumber(ARGV[at])
+
+  local lane, lease = redis.call('HGET', gate, 'lane'), number('lease')
+  if lane and lane ~= token and lease > now then
+    return {'held', 0, lease - now, number('rung')}
+  end
+  local lease_until = now + lease_ms
+  redis.call('HSET', gate, 'lane', token, 'lease', lease_until, 'bell', 0)
+  local used = count_slots(lease_until)
+  local cool = number('cool')
+  local answer
+  if cool > now then
+    answer = {'cooling', 0, cool - now, number('rung')}
+  elseif used >= limit and wanted > 0 then
+    answer = {'full', 0, lease_ms, number('rung')}
+  else
+    local granted = math.min(wanted, limit - used)
+    for i = at + 1, at + granted do
+      redis.call('HSET', slots, ARGV[i], lease_until .. ' ' .. token)
+    end
+    answer = {'granted', granted, 0, number('rung')}
+  end
+  keep()
+  return answer
+
+elseif verb == 'leave' then
+  if redis.call('HGET', gate, 'lane') ~= token then return -1 end
+  if ARGV[3] ~= '' and number('rung') ~= tonumber(ARGV[3]) then return 0 end
+  redis.call('HDEL', gate, 'lane', 'lease')
+  local all = redis.call('HGETALL', slots)
+  for i = 1, #all, 2 do
+    if string.match(all[i + 1], '^%d+ (.*)$') == token then redis.call('HDEL', slots, all[i]) end
+  end
+  return 1
+
+elseif verb == 'ring' then
+  redis.call('HINCRBY', gate, 'rung', 1)
+  redis.call('PEXPIRE', gate, FORGET_MS)
+  if number('lease') > now or number('bell') > now then return 0 end
+  local cool = number('cool')
+  if cool > now then return now - cool end
+  redis.call('HSET', gate, 'bell', now + tonumber(ARGV[2]))
+  return 1
+
+elseif verb == 'cool' then
+  local cool = math.max(number('cool'), now + tonumber(ARGV[2]))
+  redis.call('HSET', gate, 'cool', cool)
+  redis.call('PEXPIRE', gate, FORGET_MS)
+  return cool
+end
+
+return redis.error_reply('gate.lua: unknown verb ' .. tostring(verb))

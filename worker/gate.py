@@ -1,0 +1,87 @@
+"""The gate: where a lane asks leave to send. All its state lies in Redis, for all workers."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from redis.asyncio import Redis
+
+#: A lane that is not heard of for this long is dead: another worker may take the mailbox.
+LANE_LEASE = timedelta(seconds=10)
+#: A ring counts as under way for this long; then the next one sends a task again.
+BELL = timedelta(seconds=10)
+
+_SCRIPT = Path(__file__).with_name("gate.lua").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What the gate said: how many of those asked for may go, or how long to wait and why."""
+
+    word: Literal["granted", "held", "cooling", "full"]
+    count: int
+    wait: timedelta
+    rung: int  #: how often the lane was rung so far
+
+
+class Gate:
+    """The gates of all mailboxes. Raises redis.RedisError when Redis is gone: nothing is sent."""
+
+    def __init__(self, redis: Redis, *, concurrency: int) -> None:
+        self._call = redis.register_script(_SCRIPT)
+        self._concurrency = concurrency
+
+    async def ask(
+        self, mailbox: str, lane: str, *, wanted: Sequence[str], given_back: Sequence[str] = ()
+    ) -> Grant:
+        """Renews the lane's lease, frees the slots given back, takes slots for a prefix of `wanted`.
+
+        `wanted` and `given_back` are slot ids of the lane's own choosing.
+        """
+        lease_ms = int(LANE_LEASE.total_seconds() * 1000)
+        word, count, wait_ms, rung = await self._do(
+            mailbox, "ask", lane, lease_ms, self._concurrency,
+            len(given_back), *given_back, len(wanted), *wanted,
+        )  # fmt: skip
+        return Grant(word.decode(), count, timedelta(milliseconds=wait_ms), rung)
+
+    async def leave(self, mailbox: str, lane: str, rung: int | None = None) -> bool:
+        """Ends the lane's lease; refused (False) if it was rung since `rung` was told."""
+        answer = await self._do(mailbox, "leave", lane, "" if rung is None else rung)
+        return int(answer) != 0
+
+    async def ring(self, mailbox: str) -> int:
+        """Tells the lane of this mailbox that there is work.
+
+        1: somebody must start the lane; 0: it is at work or being started; negative: it cools
+        down for so many milliseconds more.
+        """
+        return int(await self._do(mailbox, "ring", int(BELL.total_seconds() * 1000)))
+
+    async def cool(self, mailbox: str, rest: timedelta) -> None:
+        """No worker sends from this mailbox for so long; a longer cooldown stands."""
+        await self._do(mailbox, "cool", max(1, int(rest.total_seconds() * 1000)))
+
+    async def _do(self, mailbox: str, *args: Any) -> Any:
+        return await self._call(keys=keys_of(mailbox), args=args)
+
+
+def keys_of(mailbox: str) -> list[str]:
+    """The Redis keys of a mailbox's gate; the braces keep them in one hash slot."""
+    stem = "postroom:{" + mailbox.lower() + "}"
+    return [f"{stem}:gate", f"{stem}:slots"]
+
+
+def lane_token() -> str:
+    """A new lane's token: unguessable, so that no lane takes another for itself."""
+    return secrets.token_hex(8)
+
+
+def in_order(mailboxes: Iterable[str]) -> list[str]:
+    """The mailboxes once each, in one order for everybody."""
+    return sorted({m.lower() for m in mailboxes})

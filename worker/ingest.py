@@ -1,0 +1,77 @@
+"""Ingest: what lies in the inbox becomes rows in SQL, and only then leaves the inbox."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from worker.inbox import Entry, Inbox
+from worker.model import Priority
+from worker.store import Chunk, Head, Store
+
+log = logging.getLogger(__name__)
+
+#: How many chunks one transaction takes.
+BLOCK = 20
+#: A block whose reader was not heard of for so long is read by another, in milliseconds.
+IDLE_MS = 10_000
+
+
+def ingest(
+    inbox: Inbox, store: Store, *, consumer: str, max_age: timedelta,
+    wake: Callable[[str, str], None], enough: Callable[[], bool] = lambda: False,
+) -> dict[str, int]:  # fmt: skip
+    """Reads the inbox until it is empty; `wake(kind, target)` is told of what became whole.
+
+    A crash before the commit leaves the block to the next reader; one after it makes the next
+    reader write the same again, which changes nothing.
+    """
+    done = {"chunks": 0, "messages": 0, "batches": 0}
+    while not enough():
+        entries = inbox.read(consumer, BLOCK, IDLE_MS)
+        if not entries:
+            break
+        heads = {e.batch_id: _head(inbox, e.batch_id, max_age) for e in entries}
+        lost = [e for e in entries if heads[e.batch_id] is None]
+        for entry in lost:
+            log.error("batch %s: a chunk came without its head; set aside", entry.batch_id)
+        known = {batch_id: head for batch_id, head in heads.items() if head is not None}
+        chunks = [_chunk(e) for e in entries if e.batch_id in known]
+        whole = store.arrive(known.values(), chunks) if chunks else []
+        inbox.done([e for e in entries if e.batch_id in known])
+        for head in whole:
+            inbox.forget(head.id)
+            log.info("batch %s: whole with %d messages", head.id, head.total,
+                     extra={"batch_id": head.id})  # fmt: skip
+            wake(head.target_kind, head.target)
+        done["chunks"] += len(chunks)
+        done["messages"] += sum(len(c.rows) for c in chunks)
+        done["batches"] += len(whole)
+        if lost and len(lost) == len(entries):
+            break
+    return done
+
+
+def _chunk(entry: Entry) -> Chunk:
+    return Chunk(entry.batch_id, entry.number, entry.digest, json.loads(entry.body))
+
+
+def _head(inbox: Inbox, batch_id: str, max_age: timedelta) -> Head | None:
+    known = inbox.batch(batch_id)
+    if not known:
+        return None
+    head: Mapping[str, Any] = known["head"]
+    created = datetime.fromisoformat(head["created_at"])
+    due = datetime.fromisoformat(head["send_at"]) if head.get("send_at") else created
+    expires = datetime.fromisoformat(head["expires_at"]) if head.get("expires_at") else None
+    return Head(
+        id=batch_id, digest=known["digest"], name=head.get("name"),
+        target_kind=head["target_kind"],
+        target=head["target"].lower() if head["target_kind"] == "mailbox" else head["target"], priority=Priority(head["priority"]),
+        chunks=known["chunks"], total=known["messages"], created_at=created, due_at=due,
+        deadline_at=expires or due + max_age, template=head.get("template"),
+        options={"on_finished": head.get("on_finished")},
+    )  # fmt: skip

@@ -1,0 +1,181 @@
+"""Builds everything real, once a process and lazily: connections must not cross a fork."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Coroutine, Mapping
+from concurrent.futures import Future
+from functools import cached_property
+from typing import Any, TypeVar
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from worker.broker import Bell, make_app
+from worker.config import Settings
+from worker.gate import Gate
+from worker.graph import Graph
+from worker.inbox import Inbox
+from worker.store import Store, Writer, make_engine
+from worker.tokens import Tokens
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: How long a call to Redis may take, in seconds: `Unavailable` is promised within two.
+REDIS_TIMEOUT = 1.5
+
+
+class Runtime:
+    """The doors of one process. Each is built when it is first used."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.pid = os.getpid()
+        self.stop = threading.Event()
+        self.name = f"{socket.gethostname()}:{self.pid}:{secrets.token_hex(3)}"
+        self._lock = threading.RLock()
+
+    @classmethod
+    def from_env(cls) -> Runtime:
+        """The runtime of this process's environment. Raises InvalidSettings."""
+        return cls(Settings.from_env())
+
+    # ---- Redis ---------------------------------------------------------------------------------
+
+    @cached_property
+    def redis(self) -> redis.Redis:
+        """For threads. No silent retries: a script that ran twice would count twice."""
+        return redis.Redis.from_url(
+            self.settings.redis_url, retry=Retry(NoBackoff(), 0), **_redis_options()
+        )
+
+    @cached_property
+    def inbox(self) -> Inbox:
+        """Where enqueued messages wait for their rows."""
+        return Inbox(self.redis)
+
+    @cached_property
+    def bell(self) -> Bell:
+        """The doorbell tasks."""
+        return Bell(make_app(self.settings.redis_url))
+
+    def ring_ingest(self) -> None:
+        """Something lies in the inbox."""
+        self.bell.ingest()
+
+    # ---- SQL -----------------------------------------------------------------------------------
+
+    @cached_property
+    def store(self) -> Store:
+        """SQL."""
+        url = self.settings.require_database_url()
+        return Store(make_engine(url, self.settings.db_schema))
+
+    def pools(self) -> Mapping[str, list[str]]:
+        """All pools: those of the settings win over those in SQL."""
+        return self.store.pools() | self.settings.pools
+
+    # ---- Microsoft -----------------------------------------------------------------------------
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """The one token that all processes share."""
+        tenant, client = self.settings.identity()
+        key = self.settings.secret_key
+        return Tokens(
+            self.redis,
+            authority=self.settings.authority,
+            tenant_id=tenant,
+            client_id=client,
+            credential=self.settings.credential(),
+            scope=self.settings.graph_scope,
+            ca_bundle=str(self.settings.ca_bundle) if self.settings.ca_bundle else None,
+            margin=self.settings.token_margin,
+            secret_keys=key.get_secret_value().split(",") if key else (),
+        )
+
+    # ---- the loop and what lives on it ---------------------------------------------------------
+
+    @cached_property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The process's one event loop, in a thread of its own."""
+        with self._lock:
+            loop = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, name="postroom-loop", daemon=True).start()
+            return loop
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs `work` on the loop and waits for it, from any other thread."""
+        return self.submit(work).result()
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Starts `work` on the loop, from any other thread."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    @cached_property
+    def gate(self) -> Gate:
+        """The gates of all mailboxes; for the loop."""
+        connection = redis.asyncio.Redis.from_url(
+            self.settings.redis_url, retry=AsyncRetry(NoBackoff(), 0), **_redis_options()
+        )
+        return Gate(connection, concurrency=self.settings.mailbox_concurrency)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The way to Graph; for the loop."""
+        return Graph(
+            self.settings.graph_url,
+            ca_bundle=str(self.settings.ca_bundle) if self.settings.ca_bundle else None,
+            request_timeout=self.settings.request_timeout,
+        )
+
+    @cached_property
+    def writer(self) -> Writer:
+        """Claims and outcomes of all lanes; for the loop."""
+        return Writer(self.store.engine, self.store.sending)
+
+    def close(self) -> None:
+        """Ends what is open; used at the end of a process."""
+        self.stop.set()
+        if "loop" in self.__dict__:
+            self.call(self._close_on_loop())
+            self.loop.call_soon_threadsafe(self.loop.stop)
+        if "store" in self.__dict__:
+            self.store.close()
+
+    async def _close_on_loop(self) -> None:
+        if "writer" in self.__dict__:
+            await self.writer.close()
+        if "graph" in self.__dict__:
+            await self.graph.close()
+
+
+def _redis_options() -> dict[str, Any]:
+    return {
+        "socket_timeout": REDIS_TIMEOUT,
+        "socket_connect_timeout": REDIS_TIMEOUT,
+        "health_check_interval": 25,
+    }
+
+
+_current: Runtime | None = None
+_lock = threading.Lock()
+
+
+def current() -> Runtime:
+    """The runtime of this process, made when first asked for; a forked child makes its own."""
+    global _current  # noqa: PLW0603  (one a process, and nowhere else)
+    with _lock:
+        if _current is None or _current.pid != os.getpid():
+            _current = Runtime.from_env()
+        return _current

@@ -1,0 +1,7 @@
+"""`python -m worker.simulator`."""
+
+import sys
+
+from worker.simulator.command import main
+
+sys.exit(main())

@@ -1,0 +1,157 @@
+"""The HTTPS server: one origin for Entra, Graph and the control API."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+from aiohttp import web
+
+from worker.simulator import entra
+from worker.simulator.breakage import reset
+from worker.simulator.control import control
+from worker.simulator.graph import graph
+from worker.simulator.settings import Settings
+from worker.simulator.state import State
+from worker.simulator.tls import server_context
+
+
+class Server:
+    """Routes requests by their path."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        # Split before decoding, so that a %2F inside a mailbox stays inside.
+        raw = request.raw_path.partition("?")[0].strip("/").split("/")
+        path = [unquote(part) for part in raw]
+        match path:
+            case [("v1.0" | "beta"), *rest]:
+                return await graph(request, self.state, rest)
+            case ["_simulator", *rest]:
+                return await control(request, self.state, rest)
+            case ["common", "discovery", "instance"]:
+                return web.json_response(entra.instances(self.state.base, self.state.settings))
+            case [tenant, "v2.0", ".well-known", "openid-configuration"]:
+                return self._discovery(tenant)
+            case [tenant, "oauth2", "v2.0", "token"] if request.method == "POST":
+                return await self._token(request, tenant)
+            case _:
+                return web.json_response({"error": {"code": "ResourceNotFound"}}, status=404)
+
+    def _discovery(self, tenant: str) -> web.Response:
+        try:
+            found = entra.discovery(self.state.base, tenant, self.state.settings)
+        except entra.EntraError as error:
+            return web.json_response(error.body(""), status=error.status)
+        return web.json_response(found)
+
+    async def _token(self, request: web.BaseRequest, tenant: str) -> web.Response:
+        state = self.state
+        state.counts["token_requests"] += 1
+        form = dict(parse_qsl((await request.content.read()).decode("utf-8", "replace")))
+        fault = state.faults.strike("token", "token")
+        match fault.kind if fault else None:
+            case "token_reset":
+                return reset(request)
+            case "token_garbage":
+                return web.Response(text="<html>Service unavailable</html>")
+            case "token_status" if fault:
+                return _token_status(fault.detail)
+            case "token_delay" if fault:
+                await asyncio.sleep(fault.detail["seconds"])
+        return self._grant(tenant, form, request.headers.get("client-request-id", ""))
+
+    def _grant(self, tenant: str, form: dict[str, str], correlation_id: str) -> web.Response:
+        state = self.state
+        try:
+            entra.grant(state.base, tenant, form, state.settings)
+        except entra.EntraError as error:
+            return web.json_response(error.body(correlation_id), status=error.status)
+        state.counts["tokens_issued"] += 1
+        lifetime = state.settings.token_lifetime
+        answer = {"token_type": "Bearer", "expires_in": lifetime, "ext_expires_in": lifetime}
+        return web.json_response(answer | {"access_token": state.tokens.issue(state.settings)})
+
+
+def _token_status(detail: dict[str, Any]) -> web.Response:
+    body, status, headers = detail["body"], detail["status"], detail["headers"]
+    if isinstance(body, str):
+        return web.Response(text=body, status=status, headers=headers)
+    default = entra.EntraError("temporarily_unavailable", 90033, "A transient error has occurred.")
+    return web.json_response(body or default.body(""), status=status, headers=headers)
+
+
+async def serve(
+    directory: Path,
+    settings: Settings,
+    port: int = 0,
+    *,
+    ready: Callable[[str], None] = lambda url: None,
+    until_stdin_closes: bool = False,
+) -> None:
+    """Serve until SIGTERM, SIGINT or, where asked for, the end of standard input.
+
+    Raises:
+        OSError: the port is taken, or the directory cannot be written.
+    """
+    state = State(directory, settings)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if until_stdin_closes:
+        loop.add_reader(sys.stdin.fileno(), _read_until_closed, loop, stop)
+    runner = web.ServerRunner(
+        web.Server(Server(state).handle, access_log=None, keepalive_timeout=600),
+        shutdown_timeout=0.2,
+    )
+    await runner.setup()
+    context = server_context(directory)
+    site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=context, backlog=1024)
+    try:
+        await site.start()
+        state.base = f"https://127.0.0.1:{runner.addresses[0][1]}"
+        _write_address(directory, state.base)
+        gc.freeze()
+        ready(state.base)
+        await stop.wait()
+    finally:
+        await runner.cleanup()
+        state.ledger.close()
+
+
+def _read_until_closed(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    if not os.read(sys.stdin.fileno(), 4096):
+        loop.remove_reader(sys.stdin.fileno())
+        stop.set()
+
+
+def _write_address(directory: Path, address: str) -> None:
+    unfinished = directory / "address.new"
+    unfinished.write_text(address)
+    unfinished.replace(directory / "address")
+
+
+def run(
+    directory: Path,
+    settings: Settings,
+    port: int,
+    ready: Callable[[str], None],
+    until_stdin_closes: bool,
+) -> None:
+    """`serve` in an event loop of its own; an interrupt ends it without a trace."""
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(
+            serve(directory, settings, port, ready=ready, until_stdin_closes=until_stdin_closes)
+        )

@@ -1,0 +1,228 @@
+"""What Graph takes as a sendMail body: strict, after Microsoft's own metadata.
+
+Names and types: https://learn.microsoft.com/graph/api/resources/message. The rules for headers
+are the service's, not the metadata's.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+from worker.simulator.answers import GraphError
+
+LARGEST_BODY = 4 * 1024 * 1024
+MOST_RECIPIENTS = 500
+MOST_HEADERS = 5
+_RECIPIENT_LISTS = ("toRecipients", "ccRecipients", "bccRecipients")
+_PROPERTY_ID = re.compile(
+    r"\w+ (\{[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\} (Name \S.*|Id 0x[0-9a-fA-F]+)"
+    r"|0x[0-9a-fA-F]{1,4})"
+)
+_MEMBERS = {
+    "contentType": ("text", "html"),
+    "importance": ("low", "normal", "high"),
+    "flagStatus": ("notflagged", "complete", "flagged"),
+}
+
+
+def read_send(body: bytes) -> tuple[dict[str, Any], bool]:
+    """Message and saveToSentItems of a sendMail request in JSON.
+
+    Raises:
+        GraphError: as the service refuses it.
+    """
+    try:
+        document = json.loads(body)
+    except ValueError:
+        raise _bad("Unable to read JSON request payload.") from None
+    if not isinstance(document, dict):
+        raise _bad("Unable to read JSON request payload.")
+    save: Any = True
+    message: Any = None
+    for name, value in document.items():
+        match name[:1].lower() + name[1:]:  # the SDKs write the metadata's Message
+            case "message":
+                message = value
+            case "saveToSentItems":
+                save = value
+            case _:
+                raise _bad(f"The parameter '{name}' in the request payload is not a valid one.")
+    if message is None:
+        raise GraphError(400, "ErrorInvalidParameter", "The value of parameter Message is empty.")
+    if str(save).lower() not in ("true", "false"):
+        raise _bad("Cannot convert the value of 'SaveToSentItems' to Edm.Boolean.")
+    check_message(message)
+    return message, str(save).lower() == "true"
+
+
+def check_message(message: Any) -> None:
+    """Refuse what the service would refuse.
+
+    Raises:
+        GraphError: 400 with the service's code.
+    """
+    _fields("message", message, _MESSAGE)
+    count = sum(len(message.get(name) or ()) for name in _RECIPIENT_LISTS)
+    if count == 0:
+        raise GraphError(400, "ErrorInvalidRecipients", "At least one recipient is not valid.")
+    if count > MOST_RECIPIENTS:
+        raise GraphError(
+            400, "ErrorInvalidRecipients", f"{count} recipients; at most {MOST_RECIPIENTS}."
+        )
+
+
+def recipients(message: dict[str, Any]) -> list[str]:
+    """All addresses of to, cc and bcc."""
+    return [
+        recipient["emailAddress"]["address"]
+        for name in _RECIPIENT_LISTS
+        for recipient in message.get(name) or ()
+    ]
+
+
+def _bad(text: str) -> GraphError:
+    return GraphError(400, "BadRequest", text)
+
+
+def _fields(where: str, value: Any, shape: dict[str, Callable[[str, Any], None]]) -> None:
+    if not isinstance(value, dict):
+        raise _bad(f"{where}: an object is wanted.")
+    for name, item in value.items():
+        if name.startswith("@odata."):
+            continue
+        check = shape.get(name)
+        if check is None:
+            raise _bad(f"The property '{name}' does not exist on type of '{where}'.")
+        check(f"{where}.{name}", item)
+
+
+def _text(where: str, value: Any) -> None:
+    if value is not None and not isinstance(value, str):
+        raise _bad(f"{where}: Edm.String is wanted.")
+
+
+def _truth(where: str, value: Any) -> None:
+    if value is not None and not isinstance(value, bool):
+        raise _bad(f"{where}: Edm.Boolean is wanted.")
+
+
+def _member(where: str, value: Any) -> None:
+    allowed = _MEMBERS[where.rpartition(".")[2]]
+    if value is not None and str(value).lower() not in allowed:
+        raise _bad(f"{where}: {value!r} is not one of {', '.join(allowed)}.")
+
+
+def _texts(where: str, value: Any) -> None:
+    for item in _array(where, value):
+        if not isinstance(item, str):
+            raise _bad(f"{where}: Edm.String is wanted.")
+
+
+def _array(where: str, value: Any) -> list[Any]:
+    if value is not None and not isinstance(value, list):
+        raise _bad(f"{where}: an array is wanted.")
+    return value or []
+
+
+def _address(where: str, value: Any) -> None:
+    _fields(where, value, {"address": _text, "name": _text})
+    address = value.get("address")
+    if not isinstance(address, str) or "@" not in address.strip("@"):
+        raise GraphError(400, "ErrorInvalidRecipients", f"{where}: {address!r} is not an address.")
+
+
+def _recipient(where: str, value: Any) -> None:
+    if value is not None:
+        _fields(where, value, {"emailAddress": _address})
+        if "emailAddress" not in value:
+            raise GraphError(400, "ErrorInvalidRecipients", f"{where}: no emailAddress.")
+
+
+def _recipients(where: str, value: Any) -> None:
+    for item in _array(where, value):
+        _recipient(where, item if item is not None else {})
+
+
+def _object(**shape: Callable[[str, Any], None]) -> Callable[[str, Any], None]:
+    def check(where: str, value: Any) -> None:
+        if value is not None:
+            _fields(where, value, shape)
+
+    return check
+
+
+def _headers(where: str, value: Any) -> None:
+    if not isinstance(value, list) or not 1 <= len(value) <= MOST_HEADERS:
+        raise GraphError(
+            400,
+            "InvalidInternetMessageHeaderCollection",
+            f"Internet message headers: from 1 to {MOST_HEADERS} are allowed.",
+        )
+    for header in value:
+        _fields(where, header, {"name": _text, "value": _text})
+        name = str(header.get("name") or "")
+        if not name.lower().startswith("x-") or header.get("value") is None:
+            raise GraphError(
+                400,
+                "InvalidInternetMessageHeader",
+                f"The internet message header name '{name}' should start with 'x-' or 'X-'.",
+            )
+
+
+def _properties(where: str, value: Any) -> None:
+    for item in _array(where, value):
+        _fields(where, item, {"id": _text, "value": _text})
+        if not _PROPERTY_ID.fullmatch(str(item.get("id"))):
+            raise GraphError(400, "ErrorInvalidProperty", f"{where}: id {item.get('id')!r}.")
+        if not isinstance(item.get("value"), str):
+            raise _bad(f"{where}: value: Edm.String is wanted.")
+
+
+def _attachments(where: str, value: Any) -> None:
+    for item in _array(where, value):
+        _fields(where, item, _ATTACHMENT)
+        if item.get("@odata.type") != "#microsoft.graph.fileAttachment":
+            raise _bad(f"{where}: @odata.type must be #microsoft.graph.fileAttachment.")
+        if not item.get("name"):
+            raise _bad(f"{where}: name is missing.")
+        try:
+            base64.b64decode(item.get("contentBytes") or "", validate=True)
+        except (ValueError, binascii.Error, TypeError):
+            raise _bad(f"{where}.contentBytes: Edm.Binary is wanted.") from None
+
+
+_time = _object(dateTime=_text, timeZone=_text)
+_ATTACHMENT: Final = {
+    "name": _text,
+    "contentType": _text,
+    "contentBytes": _text,
+    "contentId": _text,
+    "contentLocation": _text,
+    "isInline": _truth,
+}
+_MESSAGE: Final = {
+    "attachments": _attachments,
+    "bccRecipients": _recipients,
+    "body": _object(content=_text, contentType=_member),
+    "categories": _texts,
+    "ccRecipients": _recipients,
+    "flag": _object(
+        completedDateTime=_time, dueDateTime=_time, startDateTime=_time, flagStatus=_member
+    ),
+    "from": _recipient,
+    "importance": _member,
+    "internetMessageHeaders": _headers,
+    "internetMessageId": _text,
+    "isDeliveryReceiptRequested": _truth,
+    "isReadReceiptRequested": _truth,
+    "replyTo": _recipients,
+    "sender": _recipient,
+    "singleValueExtendedProperties": _properties,
+    "subject": _text,
+    "toRecipients": _recipients,
+}

@@ -1,0 +1,157 @@
+"""The store: every outcome, every claim, every batch in SQL. SQLAlchemy Core, no ORM.
+
+`Store` is the door for reads and for the chores; `Writer` is the door for the hot path. Each call
+is one short transaction; nothing is held between calls.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine
+
+from worker.model import Due
+from worker.store import arrivals, batches, chores
+from worker.store.arrivals import BatchSeen, Chunk, Head
+from worker.store.engine import make_engine, upgrade
+from worker.store.retrying import patiently
+from worker.store.sending import Sending, ToClaim, ToRecord, due_queues
+from worker.store.writer import Writer
+
+__all__ = [
+    "BatchSeen", "Chunk", "Head", "Seen", "Store", "ToClaim", "ToRecord", "Writer", "make_engine",
+    "upgrade",
+]  # fmt: skip
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a lane saw: due messages of one queue, not yet claimed, and their batch's template."""
+
+    queue_id: str
+    batch_id: str
+    template: Mapping[str, Any] | None
+    due: list[Due]
+
+
+class Store:
+    """All statements that are not on the hot path, and the look that starts it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.sending = Sending(engine.dialect.name)
+
+    def look(
+        self, mailbox: str, pools: Mapping[str, Sequence[str]], turns: Mapping[str, int], count: int
+    ) -> Seen | None:
+        """The next due messages that this mailbox may send; None if there are none.
+
+        Of the queues with the best priority, the one with the fewest turns is served. A queue that
+        turns out to be empty is corrected, so that nobody looks there in vain again.
+        """
+        with self._reading() as connection:
+            rows = connection.execute(due_queues(mailbox, list(pools))).mappings().all()
+            empty = []
+            for row in sorted(rows, key=lambda r: (r["priority"], turns.get(r["id"], 0))):
+                members = sorted(pools[row["target"]]) if row["target_kind"] == "pool" else []
+                due = self.sending.peek(
+                    connection, row["id"], count=count, shares=max(1, len(members)),
+                    share=members.index(mailbox) if mailbox in members else 0,
+                )  # fmt: skip
+                if due:
+                    return Seen(row["id"], row["batch_id"], row["template"], due)
+                empty.append((row["id"], row["revision"]))
+        for queue_id, revision in empty:
+            self._do(lambda c, q=queue_id, r=revision: chores.correct_queue(c, q, r))
+        return None
+
+    # ---- ingest --------------------------------------------------------------------------------
+
+    def arrive(self, heads: Iterable[Head], chunks: Sequence[Chunk]) -> list[Head]:
+        """Writes what came through the inbox; gives the batches that became whole by it."""
+        heads = list(heads)
+        return self._do(lambda connection: arrivals.arrive(connection, heads, chunks))
+
+    def batch_digest(self, batch_id: str) -> BatchSeen | None:
+        """What is known of a batch that is enqueued again; None where it never arrived."""
+        with self._reading() as connection:
+            return arrivals.seen(connection, batch_id)
+
+    # ---- chores --------------------------------------------------------------------------------
+
+    def end_leases(self, *, resend: bool, max_attempts: int) -> int:
+        """Claims whose lease ran out become unknown; how many."""
+        return self._do(lambda c: chores.end_leases(c, resend=resend, max_attempts=max_attempts))
+
+    def end_deadlines(self) -> int:
+        """What waited past its deadline becomes expired; how many."""
+        return self._do(chores.end_deadlines)
+
+    def finish_batches(self) -> list[Any]:
+        """Finishes the batches of which nothing is queued or sending; gives them."""
+        return self._do(chores.finish_batches)
+
+    def due_targets(self) -> list[tuple[str, str]]:
+        """(kind, target) of the queues with due work."""
+        with self._reading() as connection:
+            return chores.due_targets(connection)
+
+    # ---- batches and messages ------------------------------------------------------------------
+
+    def batch_status(self, batch_id: str) -> dict[str, Any] | None:
+        """State, total and counts of a batch as far as it arrived; None where it did not."""
+        with self._reading() as connection:
+            return batches.status(connection, batch_id)
+
+    def batch_list(self, limit: int = 50) -> list[dict[str, Any]]:
+        """The newest batches first, with their counts."""
+        with self._reading() as connection:
+            return batches.newest(connection, limit)
+
+    def export(self, batch_id: str) -> Iterable[dict[str, Any]]:
+        """Every message of a batch in the order of its input, streamed."""
+        with self._reading() as connection:
+            yield from batches.export(connection, batch_id)
+
+    def message(self, message_id: str) -> dict[str, Any] | None:
+        """One message with all its attempts and events; None where there is none."""
+        with self._reading() as connection:
+            return batches.message(connection, message_id)
+
+    def retry(
+        self, batch_id: str, *, include_unknown: bool, by: str, why: str | None, age: float
+    ) -> int:
+        """Queues the failed messages again with fresh tries; how many. `age` in seconds."""
+        return self._do(
+            lambda c: batches.retry(
+                c, batch_id, include_unknown=include_unknown, by=by, why=why, age=age
+            )
+        )
+
+    def set_pool(self, name: str, mailboxes: Sequence[str]) -> None:
+        """The mailboxes of a pool from now on; none deletes it."""
+        self._do(lambda c: batches.set_pool(c, name, mailboxes))
+
+    def pools(self) -> dict[str, list[str]]:
+        """The pools that live in SQL: name → mailboxes."""
+        with self._reading() as connection:
+            return batches.pools_in(connection)
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self.engine.dispose()
+
+    def _reading(self) -> Any:
+        return self.engine.execution_options(reads=True).connect()
+
+    def _do(self, work: Callable[[Connection], T]) -> T:
+        return patiently(lambda: self._once(work), chance=random.random)
+
+    def _once(self, work: Callable[[Connection], T]) -> T:
+        with self.engine.begin() as connection:
+            return work(connection)

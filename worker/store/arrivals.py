@@ -1,0 +1,194 @@
+"""The store's part in ingest: what came through the inbox becomes batches, queues and messages."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, case, func, insert, literal, or_, select, update
+
+from worker.model import NAMESPACE, State, message_id_of
+from worker.store.clock import now
+from worker.store.schema import batches, chunks, events, messages, queues
+from worker.store.sending import insert_for
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a batch says of itself, apart from its messages."""
+
+    id: str
+    digest: str
+    name: str | None
+    target_kind: str
+    target: str
+    priority: int
+    chunks: int
+    total: int
+    created_at: datetime
+    due_at: datetime
+    deadline_at: datetime
+    template: Mapping[str, Any] | None
+    options: Mapping[str, Any]
+
+    @property
+    def queue_id(self) -> str:
+        """The id of the batch's queue, the same at every call."""
+        return str(uuid.uuid5(NAMESPACE, f"{self.id}/{self.target}/{self.priority}"))
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some messages of a batch: rows of (position, recipients, recipient, content)."""
+
+    batch_id: str
+    number: int
+    digest: str
+    rows: Sequence[tuple[int, int, str | None, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSeen:
+    """What SQL knows of a batch that is enqueued again."""
+
+    digest: str
+    sealed: bool
+    chunks: Mapping[int, int]  #: number → count
+
+
+def arrive(connection: Connection, heads: Iterable[Head], arrived: Sequence[Chunk]) -> list[Head]:
+    """Writes chunks of batches, in one transaction; gives the batches that became whole by them.
+
+    The same chunk again changes nothing; another content under the same number, or another batch
+    under the same id, is refused and recorded as an event.
+    """
+    known = {head.id: head for head in heads}
+    locked = _open_batches(connection, known)
+    fresh = [c for c in arrived if _is_fresh(connection, c, known[c.batch_id], locked)]
+    dialect = connection.dialect.name
+    for chunk in fresh:
+        head = known[chunk.batch_id]
+        taken_back = locked[head.id]["cancelled_at"] is not None
+        rows = [_message(head, row, taken_back) for row in chunk.rows]
+        connection.execute(insert_for(dialect)(messages).on_conflict_do_nothing(), rows)
+        connection.execute(
+            insert_for(dialect)(chunks).on_conflict_do_nothing(),
+            {
+                "batch_id": head.id,
+                "number": chunk.number,
+                "digest": chunk.digest,
+                "count": len(chunk.rows),
+                "arrived_at": head.created_at,
+            },
+        )
+    for batch_id in sorted({c.batch_id for c in fresh}):
+        _wake_queue(connection, known[batch_id])
+    return [known[b] for b in _seal(connection, sorted({c.batch_id for c in arrived}))]
+
+
+def _open_batches(connection: Connection, known: Mapping[str, Head]) -> dict[str, Any]:
+    """Makes sure of the batch and queue rows, and locks the batches in the order of their ids."""
+    new = insert_for(connection.dialect.name)
+    heads = sorted(known.values(), key=lambda head: head.id)
+    connection.execute(new(batches).on_conflict_do_nothing(), [_batch(head) for head in heads])
+    connection.execute(new(queues).on_conflict_do_nothing(), [_queue(head) for head in heads])
+    rows = connection.execute(
+        select(batches.c.id, batches.c.digest, batches.c.cancelled_at)
+        .where(batches.c.id.in_([head.id for head in heads]))
+        .order_by(batches.c.id)
+        .with_for_update()
+    )
+    return {row["id"]: row for row in rows.mappings()}
+
+
+def _is_fresh(connection: Connection, chunk: Chunk, head: Head, locked: Mapping[str, Any]) -> bool:
+    there = connection.execute(
+        select(chunks.c.digest).where(
+            chunks.c.batch_id == chunk.batch_id, chunks.c.number == chunk.number
+        )
+    ).scalar()
+    if locked[head.id]["digest"] == head.digest and there in {None, chunk.digest}:
+        return there is None
+    connection.execute(
+        insert(events).values(
+            at=now(),
+            kind="conflict",
+            batch_id=chunk.batch_id,
+            by="ingest",
+            why="a chunk came again with other content; the first content stands",
+            detail={"chunk": chunk.number},
+        )
+    )
+    return False
+
+
+def _batch(head: Head) -> dict[str, Any]:
+    return {
+        "id": head.id, "name": head.name, "digest": head.digest, "target_kind": head.target_kind,
+        "target": head.target, "priority": head.priority, "template": head.template,
+        "options": dict(head.options), "chunks": head.chunks, "total": head.total,
+        "created_at": head.created_at,
+    }  # fmt: skip
+
+
+def _queue(head: Head) -> dict[str, Any]:
+    return {
+        "id": head.queue_id, "batch_id": head.id, "target_kind": head.target_kind,
+        "target": head.target, "priority": head.priority,
+    }  # fmt: skip
+
+
+def _message(
+    head: Head, row: tuple[int, int, str | None, Mapping[str, Any]], taken_back: bool
+) -> dict[str, Any]:
+    position, recipients, recipient, content = row
+    return {
+        "id": message_id_of(head.id, position), "batch_id": head.id, "queue_id": head.queue_id,
+        "position": position, "recipient": recipient, "content": content,
+        "recipients": recipients, "due_at": head.due_at, "deadline_at": head.deadline_at,
+        "state": State.CANCELLED if taken_back else State.QUEUED,
+    }  # fmt: skip
+
+
+def _wake_queue(connection: Connection, head: Head) -> None:
+    sooner = or_(queues.c.next_due_at.is_(None), queues.c.next_due_at > head.due_at)
+    nearer = or_(queues.c.deadline_at.is_(None), queues.c.deadline_at > head.deadline_at)
+    due = literal(head.due_at, queues.c.next_due_at.type)
+    deadline_at = literal(head.deadline_at, queues.c.deadline_at.type)
+    connection.execute(
+        update(queues)
+        .where(queues.c.id == head.queue_id)
+        .values(
+            next_due_at=case((sooner, due), else_=queues.c.next_due_at),
+            deadline_at=case((nearer, deadline_at), else_=queues.c.deadline_at),
+            revision=queues.c.revision + 1,
+        )
+    )
+
+
+def _seal(connection: Connection, ids: Sequence[str]) -> list[str]:
+    """Seals the batches of which every chunk has arrived; gives those that this call sealed."""
+    arrived = select(func.count()).where(chunks.c.batch_id == batches.c.id).scalar_subquery()
+    sealed = connection.execute(
+        update(batches)
+        .where(batches.c.id.in_(ids), batches.c.sealed_at.is_(None), arrived == batches.c.chunks)
+        .values(sealed_at=now())
+        .returning(batches.c.id)
+    )
+    return [row.id for row in sealed]
+
+
+def seen(connection: Connection, batch_id: str) -> BatchSeen | None:
+    """What is known of a batch that is enqueued again; None where it never arrived."""
+    batch = connection.execute(
+        select(batches.c.digest, batches.c.sealed_at).where(batches.c.id == batch_id)
+    ).one_or_none()
+    if batch is None:
+        return None
+    there = connection.execute(
+        select(chunks.c.number, chunks.c["count"]).where(chunks.c.batch_id == batch_id)
+    )
+    return BatchSeen(batch.digest, batch.sealed_at is not None, {row[0]: row[1] for row in there})

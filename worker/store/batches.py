@@ -1,0 +1,173 @@
+"""The store's part for people: what became of a batch, what happened to a message, retry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, literal, or_, select, update
+
+from worker.model import BatchState, State
+from worker.store.clock import after, now
+from worker.store.schema import attempts, batches, chunks, events, messages, pools, queues
+
+#: How many rows an export reads in one go.
+PAGE = 1000
+
+
+def state_of(row: Any) -> BatchState:
+    """The state of a batch, computed from its four times."""
+    if row["cancelled_at"]:
+        return BatchState.CANCELLED
+    if not row["sealed_at"]:
+        return BatchState.OPEN
+    if row["finished_at"]:
+        return BatchState.FINISHED
+    return BatchState.PAUSED if row["paused_at"] else BatchState.RUNNING
+
+
+def counts(connection: Connection, batch_id: str) -> dict[str, int]:
+    """How many messages of a batch are in each state; every state is named."""
+    rows = connection.execute(
+        select(messages.c.state, func.count())
+        .where(messages.c.batch_id == batch_id)
+        .group_by(messages.c.state)
+    )
+    return {str(state): 0 for state in State} | {row[0]: row[1] for row in rows}
+
+
+def status(connection: Connection, batch_id: str) -> dict[str, Any] | None:
+    """State, total and counts; `arrived` says how many messages came so far."""
+    row = connection.execute(select(batches).where(batches.c.id == batch_id)).mappings().first()
+    if row is None:
+        return None
+    arrived = connection.execute(
+        select(func.coalesce(func.sum(chunks.c["count"]), 0)).where(chunks.c.batch_id == batch_id)
+    ).scalar_one()
+    return {
+        "batch_id": row["id"], "name": row["name"], "state": str(state_of(row)),
+        "total": row["total"], "arrived": int(arrived), "counts": counts(connection, batch_id),
+        "target": row["target"], "target_kind": row["target_kind"],
+        "created_at": row["created_at"], "finished_at": row["finished_at"],
+        "rate_per_minute": _rate(connection, batch_id),
+    }  # fmt: skip
+
+
+def _rate(connection: Connection, batch_id: str) -> int:
+    """Messages sent in the last minute."""
+    return connection.execute(
+        select(func.count()).where(
+            messages.c.batch_id == batch_id, messages.c.sent_at > after(literal(-60.0))
+        )
+    ).scalar_one()
+
+
+def newest(connection: Connection, limit: int) -> list[dict[str, Any]]:
+    """The newest batches first."""
+    rows = connection.execute(
+        select(batches.c.id).order_by(batches.c.created_at.desc(), batches.c.id).limit(limit)
+    )
+    found = (status(connection, batch_id) for batch_id in rows.scalars().all())
+    return [one for one in found if one is not None]
+
+
+def export(connection: Connection, batch_id: str) -> Iterator[dict[str, Any]]:
+    """Every message of a batch by position, in flat memory."""
+    last = 0
+    while True:
+        rows = connection.execute(
+            select(
+                messages.c.id, messages.c.position, messages.c.recipient.label("to"),
+                messages.c.mailbox, messages.c.state, messages.c.attempts,
+                messages.c.error_code, messages.c.request_id, messages.c.sent_at,
+            )
+            .where(messages.c.batch_id == batch_id, messages.c.position > last)
+            .order_by(messages.c.position)
+            .limit(PAGE)
+        ).mappings().all()  # fmt: skip
+        yield from (dict(row) for row in rows)
+        if len(rows) < PAGE:
+            return
+        last = rows[-1]["position"]
+
+
+def message(connection: Connection, message_id: str) -> dict[str, Any] | None:
+    """One message, its attempts and its events, each in order."""
+    row = connection.execute(select(messages).where(messages.c.id == message_id)).mappings().first()
+    if row is None:
+        return None
+    tried = connection.execute(
+        select(attempts)
+        .where(attempts.c.message_id == message_id)
+        .order_by(attempts.c.fence, attempts.c.late)
+    )
+    happened = connection.execute(
+        select(events)
+        .where(
+            or_(
+                events.c.message_id == message_id,
+                (events.c.batch_id == row["batch_id"]) & events.c.message_id.is_(None),
+            )
+        )
+        .order_by(events.c.id)
+    )
+    hidden = {"content", "queue_id", "worker"}
+    return {k: v for k, v in row.items() if k not in hidden} | {
+        "to": row["recipient"],
+        "attempts": [dict(one) for one in tried.mappings()],
+        "events": [dict(one) for one in happened.mappings()],
+    }
+
+
+def retry(
+    connection: Connection, batch_id: str, *, include_unknown: bool, by: str, why: str | None,
+    age: float,
+) -> int:  # fmt: skip
+    """failed (and unknown, if asked) → queued, with fresh tries; doubt stays, attempts stay.
+
+    Twice at once queues once: the second finds nothing failed. The event says how many.
+    """
+    states = [State.FAILED, *([State.UNKNOWN] if include_unknown else [])]
+    queued = connection.execute(
+        update(messages)
+        .where(messages.c.batch_id == batch_id, messages.c.state.in_(states))
+        .values(
+            state=State.QUEUED, tries=0, crashes=0, due_at=now(), look_at=None,
+            deadline_at=after(literal(age)), error_code=None,
+        )
+        .returning(messages.c.queue_id)
+    ).scalars().all()  # fmt: skip
+    if queued:
+        deadline = after(literal(age))
+        connection.execute(
+            update(queues)
+            .where(queues.c.id.in_(sorted(set(queued))))
+            .values(
+                next_due_at=now(), revision=queues.c.revision + 1,
+                deadline_at=func.coalesce(queues.c.deadline_at, deadline),
+            )
+        )  # fmt: skip
+        connection.execute(update(batches).where(batches.c.id == batch_id).values(finished_at=None))
+        connection.execute(
+            insert(events).values(
+                at=now(), kind="retry", batch_id=batch_id, by=by, why=why,
+                detail={"requeued": len(queued), "include_unknown": include_unknown},
+            )
+        )  # fmt: skip
+    return len(queued)
+
+
+def set_pool(connection: Connection, name: str, mailboxes: Sequence[str]) -> None:
+    """The mailboxes of a pool from now on."""
+    connection.execute(delete(pools).where(pools.c.name == name))
+    if mailboxes:
+        rows = [{"name": name, "mailbox": m} for m in sorted(set(mailboxes))]
+        connection.execute(insert(pools), rows)
+
+
+def pools_in(connection: Connection) -> dict[str, list[str]]:
+    """name → mailboxes, sorted."""
+    found: dict[str, list[str]] = {}
+    for row in connection.execute(select(pools).order_by(pools.c.name, pools.c.mailbox)):
+        found.setdefault(row.name, []).append(row.mailbox)
+    return found

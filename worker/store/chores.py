@@ -1,0 +1,183 @@
+"""The store's part in the sweep: leases and deadlines that ran out, batches that ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Integer,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
+
+from worker.model import State
+from worker.store.clock import now
+from worker.store.schema import Id, attempts, batches, messages, queues
+from worker.store.sending import POISON, running
+
+#: How many rows one step of a chore takes: enough to be quick, few enough to be short.
+STEP = 500
+
+
+def end_leases(connection: Connection, *, resend: bool, max_attempts: int) -> int:
+    """Claims whose lease ran out: their worker is dead or late, and nobody knows what it sent.
+
+    sending → unknown; with `resend` queued again, until its tries are spent.
+    """
+    overdue = (
+        select(messages.c.id)
+        .where(messages.c.state == State.SENDING, messages.c.lease_until < now())
+        .order_by(messages.c.id)
+        .limit(STEP)
+        .with_for_update(skip_locked=True)
+    )
+    again = and_(
+        literal(resend), messages.c.tries + 1 < max_attempts, messages.c.crashes + 1 < POISON
+    )
+    poisoned = messages.c.crashes + 1 >= POISON
+    ended = connection.execute(
+        update(messages)
+        .where(messages.c.id.in_(overdue), messages.c.state == State.SENDING)
+        .values(
+            state=case((again, State.QUEUED), else_=State.UNKNOWN),
+            doubt=True,
+            lease_until=None,
+            due_at=now(),
+            tries=messages.c.tries + 1,
+            crashes=messages.c.crashes + 1,
+            error_code=case((poisoned, "Quarantined"), else_="LeaseExpired"),
+        )
+        .returning(
+            messages.c.id, messages.c.fence, messages.c.batch_id, messages.c.queue_id,
+            messages.c.mailbox, messages.c.worker, messages.c.token_ends_at,
+            messages.c.recipients, messages.c.size, messages.c.state,
+        )
+    ).mappings().all()  # fmt: skip
+    if ended:
+        connection.execute(insert(attempts).values(at=now()), [_lost(row) for row in ended])
+    for queue in sorted({row["queue_id"] for row in ended if row["state"] == State.QUEUED}):
+        wake_queue(connection, queue)
+    return len(ended)
+
+
+def _lost(row: Any) -> dict[str, Any]:
+    return {
+        "message_id": row["id"], "fence": row["fence"], "late": False,
+        "batch_id": row["batch_id"], "mailbox": row["mailbox"], "worker": row["worker"],
+        "outcome": "unknown", "code": "LeaseExpired",
+        "detail": "the worker that had claimed it was not heard of again",
+        "token_ends_at": row["token_ends_at"], "recipients": row["recipients"],
+        "size": row["size"],
+    }  # fmt: skip
+
+
+def wake_queue(connection: Connection, queue_id: str) -> None:
+    """Some of this queue's messages became due now."""
+    connection.execute(
+        update(queues)
+        .where(queues.c.id == queue_id)
+        .values(next_due_at=now(), revision=queues.c.revision + 1)
+    )
+
+
+def end_deadlines(connection: Connection) -> int:
+    """queued → expired for what waited too long; unknown if it is in doubt."""
+    late = connection.execute(
+        select(queues.c.id).where(queues.c.deadline_at <= now()).order_by(queues.c.id).limit(16)
+    ).scalars()
+    ended = 0
+    for queue in late.all():
+        overdue = (
+            select(messages.c.id)
+            .where(
+                messages.c.queue_id == queue,
+                messages.c.state == State.QUEUED,
+                messages.c.deadline_at <= now(),
+            )
+            .order_by(messages.c.id)
+            .limit(STEP)
+            .with_for_update(skip_locked=True)
+        )
+        done = connection.execute(
+            update(messages)
+            .where(messages.c.id.in_(overdue), messages.c.state == State.QUEUED)
+            .values(
+                state=case((messages.c.doubt, State.UNKNOWN), else_=State.EXPIRED),
+                error_code=func.coalesce(messages.c.error_code, "Expired"),
+            )
+        )
+        ended += done.rowcount
+        if done.rowcount < STEP:
+            _next_deadline(connection, queue)
+    return ended
+
+
+def _next_deadline(connection: Connection, queue: str) -> None:
+    left = (
+        select(func.min(messages.c.deadline_at))
+        .where(messages.c.queue_id == queue, messages.c.state == State.QUEUED)
+        .scalar_subquery()
+    )
+    connection.execute(update(queues).where(queues.c.id == queue).values(deadline_at=left))
+
+
+def correct_queue(connection: Connection, queue_id: str, revision: int) -> None:
+    """A lane found nothing due: says when the next is, unless someone made one due meanwhile."""
+    soonest = (
+        select(func.min(messages.c.due_at))
+        .where(
+            messages.c.queue_id == bindparam("queue", type_=Id),
+            messages.c.state == State.QUEUED,
+        )
+        .scalar_subquery()
+    )
+    connection.execute(
+        update(queues)
+        .where(
+            queues.c.id == bindparam("queue", type_=Id),
+            queues.c.revision == bindparam("seen", type_=Integer),
+        )
+        .values(next_due_at=soonest),
+        {"queue": queue_id, "seen": revision},
+    )
+
+
+def finish_batches(connection: Connection) -> list[Any]:
+    """Batches of which nothing is queued or sending any more: id, name and options of each."""
+    waiting = exists().where(
+        queues.c.batch_id == batches.c.id,
+        messages.c.queue_id == queues.c.id,
+        messages.c.state == State.QUEUED,
+    )
+    sending = exists().where(messages.c.batch_id == batches.c.id, messages.c.state == State.SENDING)
+    empty = ~exists().where(queues.c.batch_id == batches.c.id, queues.c.next_due_at.is_not(None))
+    ended = connection.execute(
+        update(batches)
+        .where(
+            batches.c.finished_at.is_(None),
+            or_(batches.c.sealed_at.is_not(None), batches.c.cancelled_at.is_not(None)),
+            empty, ~waiting, ~sending,
+        )
+        .values(finished_at=now())
+        .returning(batches.c.id, batches.c.name, batches.c.options)
+    )  # fmt: skip
+    return list(ended.mappings())
+
+
+def due_targets(connection: Connection) -> list[tuple[str, str]]:
+    """(kind, target) of every queue that has due work: one row a queue, whatever the backlog."""
+    rows = connection.execute(
+        select(queues.c.target_kind, queues.c.target)
+        .where(queues.c.next_due_at <= now(), running(queues.c.batch_id))
+        .distinct()
+    )
+    return [(row.target_kind, row.target) for row in rows]

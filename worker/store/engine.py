@@ -1,0 +1,101 @@
+"""The way to the database: engine, transactions, migrations."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import QueuePool
+
+from worker.model import InvalidSettings
+
+log = logging.getLogger(__name__)
+
+#: How long a transaction may wait before it is given up and tried again.
+POSTGRES_OPTIONS = (
+    "-c statement_timeout=15000 -c lock_timeout=3000"
+    " -c idle_in_transaction_session_timeout=15000 -c timezone=UTC"
+)
+
+
+def make_engine(url: str, schema: str | None = None, pool_size: int = 5) -> Engine:
+    """An engine for PostgreSQL or SQLite. Raises InvalidSettings on any other URL."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise InvalidSettings(
+            "DATABASE_URL is not a database URL: postgresql+psycopg://user:"
+            "password@host/name or sqlite:////path/file.db"
+        ) from None
+    backend = parsed.get_backend_name()
+    if backend == "postgresql":
+        engine = create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=5,
+            pool_pre_ping=True,
+            connect_args={"options": POSTGRES_OPTIONS, "connect_timeout": 2},
+        )
+    elif backend == "sqlite":
+        engine = create_engine(
+            parsed,
+            poolclass=QueuePool,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=5,
+            connect_args={"timeout": 15, "check_same_thread": False},
+        )
+        _make_sqlite_safe(engine)
+    else:
+        raise InvalidSettings(f"DATABASE_URL: {backend} is not one of postgresql, sqlite")
+    return engine.execution_options(schema_translate_map={None: schema}) if schema else engine
+
+
+def _make_sqlite_safe(engine: Engine) -> None:
+    """WAL, a sync at each commit, and writers that queue up instead of failing half-way.
+
+    BEGIN IMMEDIATE: a deferred transaction that reads first and writes later fails with "database
+    is locked" at once, whatever the timeout.
+    """
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        reads = connection.get_execution_options().get("reads", False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def migrations_directory() -> Path:
+    """Where the migrations lie: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "_migrations"
+    return installed if installed.is_dir() else package.parent / "migrations"
+
+
+def upgrade(url: str, schema: str | None = None, revision: str = "head") -> None:
+    """Brings the database's schema up to `revision`. Safe to call at once from several places."""
+    from alembic import command
+
+    command.upgrade(alembic_config(url, schema), revision)
+
+
+def alembic_config(url: str, schema: str | None = None) -> Any:
+    """Alembic's configuration without a file: script location, address and schema."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations_directory()))
+    config.attributes["url"] = url
+    config.attributes["schema"] = schema
+    return config

@@ -1,0 +1,136 @@
+"""The one who writes for all lanes of a process: their claims and outcomes share transactions.
+
+While a transaction runs, what the lanes want next gathers for the following one. So a transaction
+costs its milliseconds once for many messages, and the busier the process, the larger its share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker.model import State
+from worker.store.retrying import is_passing, name_of
+from worker.store.schema import messages
+from worker.store.sending import Sending, ToClaim, ToRecord
+
+log = logging.getLogger(__name__)
+
+#: The first wait after a failed transaction and the longest, in seconds.
+RETRY_FIRST, RETRY_LONGEST = 0.05, 2.0
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one transaction is to do, and who waits for it."""
+
+    claims: list[tuple[list[ToClaim], asyncio.Future[dict[str, int]]]] = field(default_factory=list)
+    results: list[tuple[ToRecord, asyncio.Future[bool]]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.claims or self.results)
+
+
+class Writer:
+    """Group commit for one process. Lives on its event loop; the SQL runs in one thread."""
+
+    def __init__(self, engine: Engine, sending: Sending) -> None:
+        self._engine = engine
+        self._sending = sending
+        self._next = _Work()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="postroom-writer")
+        self._running: asyncio.Task[None] | None = None
+
+    async def claim(self, wanted: Sequence[ToClaim]) -> dict[str, int]:
+        """Claims what still may be sent; on return it is committed. Message id → fence."""
+        future: asyncio.Future[dict[str, int]] = asyncio.get_running_loop().create_future()
+        self._next.claims.append((list(wanted), future))
+        self._start()
+        return await future
+
+    async def record(self, result: ToRecord) -> bool:
+        """Writes an outcome; on return it is committed. Whether the claim was still ours.
+
+        Waits for as long as the database is away: the outcome is known only here.
+        """
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._next.results.append((result, future))
+        self._start()
+        return await future
+
+    def _start(self) -> None:
+        if self._running is None or self._running.done():
+            self._running = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        await asyncio.sleep(0)  # let the other lanes that are ready join this transaction
+        while self._next:
+            work, self._next = self._next, _Work()
+            await self._commit(work)
+
+    async def _commit(self, work: _Work) -> None:
+        loop = asyncio.get_running_loop()
+        wait, again = RETRY_FIRST, False
+        while True:
+            try:
+                claimed, ours = await loop.run_in_executor(self._thread, self._write, work, again)
+                break
+            except SQLAlchemyError as error:
+                if not is_passing(error):
+                    _refuse(work, error)
+                    return
+                log.warning("the database does not answer (%s); trying again", name_of(error))
+                await asyncio.sleep(wait)
+                wait, again = min(wait * 2, RETRY_LONGEST), True
+        for wanted, claim in work.claims:
+            _tell(claim, {c.id: claimed[c.id] for c in wanted if c.id in claimed})
+        for result, record in work.results:
+            _tell(record, result.id in ours)
+
+    def _write(self, work: _Work, again: bool) -> tuple[dict[str, int], set[str]]:
+        wanted = [c for group, _ in work.claims for c in group]
+        results = [result for result, _ in work.results]
+        with self._engine.begin() as connection:
+            ours = self._sending.record(connection, results) if results else set()
+            claimed = self._sending.claim(connection, wanted) if wanted else {}
+            if again and wanted:
+                claimed |= _already_ours(connection, wanted)
+        return claimed, ours
+
+    async def close(self) -> None:
+        """Waits for what is under way."""
+        if self._running is not None:
+            await self._running
+        self._thread.shutdown(wait=True)
+
+
+def _already_ours(connection: Connection, wanted: Sequence[ToClaim]) -> dict[str, int]:
+    """Claims whose COMMIT was carried out although its answer was lost: they are ours."""
+    rows = connection.execute(
+        select(messages.c.id, messages.c.fence).where(
+            messages.c.id.in_([c.id for c in wanted]),
+            messages.c.state == State.SENDING,
+            messages.c.worker == wanted[0].worker,
+        )
+    )
+    return {row.id: row.fence for row in rows}
+
+
+def _refuse(work: _Work, error: Exception) -> None:
+    futures: list[asyncio.Future[Any]] = [f for _, f in work.claims]
+    futures += [f for _, f in work.results]
+    for future in futures:
+        if not future.done():
+            future.set_exception(error)
+
+
+def _tell(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)

@@ -1,0 +1,198 @@
+"""Celery's glue: the application that `celery -A worker` finds, its tasks and its ticker.
+
+Each task is a line or two; what it does stands in the flow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from celery import bootsteps, signals
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker import runtime
+from worker.broker import make_app
+from worker.config import Settings
+from worker.deliver import Deps, Lane, Rules
+from worker.ingest import ingest
+from worker.model import InvalidSettings
+from worker.sweep import mailboxes_of, sweep
+
+log = logging.getLogger(__name__)
+
+try:
+    app = make_app(Settings.from_env().redis_url)
+except InvalidSettings as error:
+    raise SystemExit(f"postroom: {error}") from None
+
+#: How often each worker looks by itself, whether it was rung or not.
+TICK = timedelta(seconds=1)
+#: One sweep a tick for all workers together; its mark in Redis lives a little shorter than a tick.
+SWEPT = "postroom:swept"
+#: Each worker keeps such a key alive, so that `send` and `status` can say that none runs.
+ALIVE = "postroom:worker:"
+
+
+@app.task(name="postroom.deliver")
+def deliver(mailbox: str) -> dict[str, Any]:
+    """Works one mailbox for a while; says what became of its messages."""
+    rt = runtime.current()
+    pools = {name: list(of) for name, of in rt.pools().items() if mailbox in of}
+    result = rt.call(Lane(_deps(rt), mailbox, pools).run())
+    if result.get("waits_for") not in {None, "held"}:
+        _ring_after(rt, mailbox, result["seconds"])
+    return result
+
+
+@app.task(name="postroom.ingest", send_events=False)
+def ingest_task() -> dict[str, int]:
+    """Writes what lies in the inbox."""
+    return _ingest(runtime.current())
+
+
+@app.task(name="postroom.sweep", send_events=False)
+def sweep_task() -> dict[str, int]:
+    """Wakes lanes, ends what ran out, finishes batches."""
+    return _sweep(runtime.current())
+
+
+@app.task(name="postroom.finish")
+def finish(batch_id: str) -> dict[str, Any]:
+    """A batch has ended: its counts, for Flower."""
+    status = runtime.current().store.batch_status(batch_id) or {}
+    return {"batch": batch_id, "name": status.get("name"), **_told(status)}
+
+
+@app.task(name="postroom.retry_batch")
+def retry_batch(batch_id: str, include_unknown: bool = False) -> dict[str, Any]:
+    """Queues the failed messages of a batch again; for Flower's API."""
+    rt = runtime.current()
+    age = rt.settings.max_age.total_seconds()
+    requeued = rt.store.retry(
+        batch_id, include_unknown=include_unknown, by="flower", why="postroom.retry_batch", age=age
+    )
+    return {"requeued": requeued}
+
+
+def _told(status: dict[str, Any]) -> dict[str, int]:
+    return {state: n for state, n in status.get("counts", {}).items() if n}
+
+
+def _deps(rt: runtime.Runtime) -> Deps:
+    s = rt.settings
+    rules = Rules(
+        concurrency=s.mailbox_concurrency, lease=s.lease, request_timeout=s.request_timeout,
+        max_attempts=s.max_attempts, on_unknown=s.on_unknown,
+    )  # fmt: skip
+    return Deps(
+        store=rt.store, writer=rt.writer, gate=rt.gate, graph=rt.graph, tokens=rt.tokens,
+        rules=rules, worker=rt.name, stop=rt.stop,
+    )  # fmt: skip
+
+
+def _ingest(rt: runtime.Runtime) -> dict[str, int]:
+    return ingest(
+        rt.inbox, rt.store, consumer=rt.name, max_age=rt.settings.max_age,
+        wake=lambda kind, target: _wake(rt, kind, target), enough=rt.stop.is_set,
+    )  # fmt: skip
+
+
+def _sweep(rt: runtime.Runtime) -> dict[str, int]:
+    return sweep(
+        rt.store, on_unknown=rt.settings.on_unknown, max_attempts=rt.settings.max_attempts,
+        wake=lambda kind, target: _wake(rt, kind, target), finished=rt.bell.finish,
+    )  # fmt: skip
+
+
+def _wake(rt: runtime.Runtime, kind: str, target: str) -> None:
+    for mailbox in mailboxes_of(kind, target, rt.pools()):
+        _ring(rt, mailbox)
+
+
+def _ring(rt: runtime.Runtime, mailbox: str) -> None:
+    answer = rt.call(rt.gate.ring(mailbox))
+    if answer > 0:
+        rt.bell.deliver(mailbox)
+
+
+def _ring_after(rt: runtime.Runtime, mailbox: str, seconds: float) -> None:
+    """Rings when a wait is over; costs no thread meanwhile. If it is lost, the sweep rings."""
+
+    async def later() -> None:
+        await asyncio.sleep(seconds)
+        if not rt.stop.is_set() and await rt.gate.ring(mailbox) > 0:
+            await asyncio.to_thread(rt.bell.deliver, mailbox)
+
+    rt.submit(later())
+
+
+def _quietly(work: Callable[[], Any]) -> None:
+    """Runs a chore that comes again by itself: trouble with Redis or SQL is only said."""
+    try:
+        work()
+    except (RedisError, SQLAlchemyError, OSError) as error:
+        log.warning("%s: trying again", type(error).__name__)
+
+
+class Ticker(bootsteps.StartStopStep):
+    """Looks after inbox and lanes every second in every worker: no ring, no beat is needed."""
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        pool = f"{worker.pool_cls.__module__}"
+        if not pool.endswith((".thread", ".solo")):
+            raise SystemExit(
+                f"postroom: the pool {pool.rpartition('.')[2]} is not supported; "
+                "start with: celery -A worker worker -P threads"
+            )
+        self._thread = threading.Thread(target=self._run, name="postroom-ticker", daemon=True)
+        super().__init__(worker, **options)
+
+    def start(self, _worker: Any) -> None:
+        """Begins to tick."""
+        self._thread.start()
+
+    def stop(self, _worker: Any) -> None:
+        """Ends with the worker."""
+        runtime.current().stop.set()
+
+    def _run(self) -> None:
+        rt = runtime.current()
+        while not rt.stop.wait(TICK.total_seconds()):
+            _quietly(lambda: self._tick(rt))
+
+    def _tick(self, rt: runtime.Runtime) -> None:
+        rt.redis.set(ALIVE + rt.name, "1", ex=5)
+        _ingest(rt)
+        if rt.redis.set(SWEPT, rt.name, nx=True, px=int(TICK.total_seconds() * 900)):
+            _sweep(rt)
+
+
+app.steps["worker"].add(Ticker)
+
+
+@signals.worker_shutting_down.connect(weak=False)
+def _shutting_down(**_: Any) -> None:
+    """SIGTERM: nothing new is claimed; what is in flight ends and is recorded."""
+    runtime.current().stop.set()
+
+
+@signals.worker_shutdown.connect(weak=False)
+def _shutdown(**_: Any) -> None:
+    runtime.current().close()
+
+
+@signals.celeryd_init.connect(weak=False)
+def _check_settings(**_: Any) -> None:
+    try:
+        rt = runtime.current()
+        rt.settings.identity()
+        rt.settings.credential()
+        rt.settings.require_database_url()
+    except InvalidSettings as error:
+        raise SystemExit(f"postroom: {error}") from None

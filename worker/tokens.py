@@ -1,0 +1,380 @@
+"""The one bearer token of all processes: memory first, Redis second, one fetch for all.
+
+Our own record in Redis decides when a token is fetched and how long a refusal is believed;
+MSAL only speaks the protocol, and its caches are emptied before each fetch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import ssl
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msal
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from redis import Redis, RedisError
+
+from worker.model import PostroomError
+from worker.policy import retry_after
+
+#: Who fetches has so long; then another may. Longer than a fetch: discovery and token request.
+LOCK = timedelta(seconds=60)
+HTTP_TIMEOUT = 10.0  # seconds, for each of connecting, writing, reading
+POLL = 0.05  # seconds between two looks while another worker fetches
+#: While another worker renews a token that is still good, look again after this (seconds).
+LOOK_AGAIN = 1.0
+#: A token that Graph refuses so soon after its birth was not revoked: it never worked.
+FRESH = timedelta(seconds=60)
+#: First and longest wait after a refusal, and after a failure that passes by itself.
+REFUSED = (timedelta(seconds=30), timedelta(minutes=15))
+PASSING = (timedelta(seconds=1), timedelta(seconds=30))
+#: Entra's own words for "later"; all others mean the configuration. Numbers are for people:
+#: https://learn.microsoft.com/entra/identity-platform/reference-error-codes
+_PASSING_ERRORS = frozenset({"temporarily_unavailable", "server_error", "slow_down"})
+
+_SCRIPT = Path(__file__).with_name("tokens.lua").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A bearer token; `ends_at` is an instant of this process's `time.monotonic()`."""
+
+    value: str = field(repr=False)
+    ends_at: float
+    serial: int  #: names the token towards `Tokens.reject`
+
+    @property
+    def left(self) -> timedelta:
+        """How much longer it is good; negative once it has ended."""
+        return timedelta(seconds=self.ends_at - time.monotonic())
+
+
+class TokenRefused(PostroomError):
+    """No token is to be had: `code` and `detail` say why, the next one is tried after `wait`."""
+
+    def __init__(self, code: str, detail: str, wait: timedelta) -> None:
+        self.code = code
+        self.detail = detail
+        self.wait = wait
+        super().__init__(f"no token: {code}: {detail}" if detail else f"no token: {code}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    token: Token
+    look_at: float  # monotonic: until then nothing needs asking
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What the script's `look` answers; times in Redis's milliseconds."""
+
+    now: int
+    new_serial: bytes
+    mine: int
+    blob: bytes
+    serial: bytes
+    ends: int
+    renew: int
+    until: int
+    code: bytes
+    detail: bytes
+
+
+class Tokens:
+    """The door to the shared token. Safe for threads; make one per process, after a fork.
+
+    `redis` answers in bytes (no decode_responses). Where Redis does not answer, `get` goes on
+    with a token in memory that is still good, else raises redis.RedisError.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        authority: str,
+        tenant_id: str,
+        client_id: str,
+        credential: str | Mapping[str, Any],
+        scope: str,
+        ca_bundle: str | None,
+        margin: timedelta,
+        secret_keys: Sequence[str] = (),
+    ) -> None:
+        """`credential`: a secret, or MSAL's mapping for a certificate or an assertion.
+
+        `secret_keys`: Fernet keys; the first encrypts, all decrypt. Raises ValueError where one
+        is malformed.
+        """
+        self._entra = _Entra(authority, tenant_id, client_id, credential, scope, ca_bundle)
+        self._script = redis.register_script(_SCRIPT)
+        self._margin = margin
+        self._fernet = MultiFernet([Fernet(key) for key in secret_keys]) if secret_keys else None
+        stem = f"postroom:token:{{{tenant_id}:{client_id}}}:{_digest(authority, scope)}"
+        # A refusal holds for one credential: a corrected one is tried at once. 32 bits tell two
+        # secrets apart and do not help to guess one.
+        self._keys = [stem, f"{stem}:trouble:{_digest(repr(credential))}", f"{stem}:lock"]
+        self._held: _Held | None = None
+        self._mutex = threading.Lock()
+
+    def at_hand(self) -> Token | None:
+        """The token, if that needs no waiting at all; None: call `get` in a thread."""
+        held = self._held
+        return held.token if held is not None and time.monotonic() < held.look_at else None
+
+    def get(self) -> Token:
+        """A token that is good now. May wait for Redis and Entra: call it in a thread.
+
+        Raises TokenRefused, and redis.RedisError (see the class).
+        """
+        if (token := self.at_hand()) is not None:
+            return token
+        old = self._still_good()
+        if not self._mutex.acquire(blocking=old is None):
+            assert old is not None  # noqa: S101  # told to mypy: only then we did not wait
+            return old
+        try:
+            return self.at_hand() or self._shared()
+        except RedisError:
+            old = self._still_good()
+            if old is None:
+                raise
+            return self._hold(old, time.monotonic() + LOOK_AGAIN)
+        finally:
+            self._mutex.release()
+
+    def reject(self, serial: int, code: str) -> None:
+        """Graph answered 401 to this token: it is forgotten, once for all who say so.
+
+        A second token refused within a minute of its birth counts as a refused credential.
+        Raises redis.RedisError.
+        """
+        held = self._held
+        if held is not None and held.token.serial == serial:
+            self._held = None
+        self._call("reject", serial, code, _ms(FRESH), *map(_ms, REFUSED))
+
+    def close(self) -> None:
+        """Closes the connections to Entra."""
+        self._entra.close()
+
+    def _still_good(self) -> Token | None:
+        held = self._held
+        return held.token if held is not None and time.monotonic() < held.token.ends_at else None
+
+    def _hold(self, token: Token, look_at: float) -> Token:
+        self._held = _Held(token, min(look_at, token.ends_at))
+        return token
+
+    def _shared(self) -> Token:
+        """The token in Redis; fetches it where that falls to us, waits where another does."""
+        fetcher = secrets.token_hex(16)
+        give_up = time.monotonic() + LOCK.total_seconds() * 1.5
+        unusable = b""
+        while True:
+            began = time.monotonic()
+            look = _Look(*self._call("look", fetcher, _ms(LOCK), unusable))
+            token = self._opened(look, began)
+            if look.mine:
+                return self._renew(fetcher, look, began, token)
+            if look.blob and token is None:
+                unusable = look.serial  # not by our keys: as good as absent
+                continue
+            if token is not None:
+                renew_at = began + (look.renew - look.now) / 1000
+                again = max((look.until - look.now) / 1000, LOOK_AGAIN)
+                return self._hold(token, renew_at if renew_at > began else began + again)
+            if look.until > look.now:
+                raise TokenRefused(
+                    look.code.decode(),
+                    look.detail.decode(),
+                    timedelta(milliseconds=look.until - look.now),
+                )
+            if began > give_up:
+                raise TokenRefused("TokenAwaited", "another worker fetches it", PASSING[1])
+            time.sleep(POLL)
+
+    def _opened(self, look: _Look, began: float) -> Token | None:
+        """The token of the record; None where there is none, or not one that our keys open."""
+        if not look.blob:
+            return None
+        try:
+            value = self._fernet.decrypt(look.blob) if self._fernet else look.blob
+        except InvalidToken:
+            return None
+        ends_at = began + (look.ends - look.now) / 1000
+        return Token(value.decode(), ends_at, int(look.serial))
+
+    def _renew(self, fetcher: str, look: _Look, began: float, old: Token | None) -> Token:
+        """Fetches a token under the lock; a failure goes on with an old one that is still good."""
+        try:
+            value, life = self._entra.fetch()
+        except _FetchError as failed:
+            wait_ms = self._call(
+                "refuse", fetcher, failed.code, failed.detail, *map(_ms, failed.waits)
+            )
+            wait = timedelta(milliseconds=wait_ms)
+            if old is not None and old.left > timedelta(0):
+                return self._hold(old, time.monotonic() + wait.total_seconds())
+            raise TokenRefused(failed.code, failed.detail, wait) from None
+        after = life - self._margin if life > self._margin else life / 2
+        blob = self._fernet.encrypt(value.encode()) if self._fernet else value.encode()
+        token = Token(value, began + life.total_seconds(), int(look.new_serial))
+        times = (look.now, look.now + _ms(life), look.now + _ms(after))
+        self._hold(token, began + after.total_seconds())
+        # Not kept where we took longer than the lock: another's token is there by now, ours is
+        # good as well.
+        self._call("keep", fetcher, blob, token.serial, *times)
+        return token
+
+    def _call(self, *args: Any) -> Any:
+        return self._script(keys=self._keys, args=args)
+
+
+# ---- Entra --------------------------------------------------------------------------------------
+
+
+class _FetchError(Exception):
+    """No token came; `waits`: the first and the longest wait before the next request."""
+
+    def __init__(self, code: str, detail: str, waits: tuple[timedelta, timedelta]) -> None:
+        self.code = code
+        self.detail = detail
+        self.waits = waits
+        super().__init__(code)
+
+
+class _Entra:
+    """Token requests by MSAL. Not for two threads at once: `Tokens` holds its mutex."""
+
+    def __init__(
+        self,
+        authority: str,
+        tenant_id: str,
+        client_id: str,
+        credential: str | Mapping[str, Any],
+        scope: str,
+        ca_bundle: str | None,
+    ) -> None:
+        self._authority = f"{authority.rstrip('/')}/{tenant_id}"
+        self._client_id = client_id
+        self._credential = credential
+        self._scope = scope
+        self._ca_bundle = ca_bundle
+        self._http: _HttpForMsal | None = None
+        self._app: Any = None
+        self._http_cache: dict[str, Any] = {}
+
+    def fetch(self) -> tuple[str, timedelta]:
+        """A new token and its lifetime from now. Raises _FetchError."""
+        if self._http is None:
+            self._http = _HttpForMsal(self._ca_bundle)
+        self._http.last = None
+        # MSAL would answer from here what it was told before: 5 s to an hour, by its own rules.
+        self._http_cache.clear()
+        try:
+            result = self._application().acquire_token_for_client([self._scope])
+            if "access_token" in result:
+                return str(result["access_token"]), timedelta(seconds=int(result["expires_in"]))
+        except Exception as error:  # noqa: BLE001  # MSAL documents none: httpx's, ValueError, ...
+            raise self._failed({}, error) from None
+        raise self._failed(result, None)
+
+    def close(self) -> None:
+        if self._http is not None:
+            self._http.close()
+        self._http = self._app = None
+
+    def _application(self) -> Any:
+        """MSAL's client, with no token in memory; made on first use, for it asks Entra at once."""
+        if self._app is None:
+            self._app = msal.ConfidentialClientApplication(
+                self._client_id,
+                client_credential=self._credential,
+                authority=self._authority,
+                instance_discovery=False,
+                http_client=self._http,
+                http_cache=self._http_cache,
+            )
+        self._app.remove_tokens_for_client()
+        return self._app
+
+    def _failed(self, result: Mapping[str, Any], error: Exception | None) -> _FetchError:
+        """What went wrong, from MSAL's dict or from the last answer that Entra gave."""
+        last = self._http.last if self._http else None
+        said = result or _json(last)
+        name, numbers = said.get("error"), said.get("error_codes")
+        status = last.status_code if last is not None else None
+        code = f"AADSTS{numbers[0]}" if numbers else name or (status and f"HTTP{status}")
+        detail = str(said.get("error_description") or (error if last is None else ""))
+        refused = (
+            status is not None and 400 <= status < 500 and status != 429
+        ) and name not in _PASSING_ERRORS
+        waits = REFUSED if refused else PASSING
+        if last is not None and not refused:
+            asked = retry_after(last.headers.get("retry-after"), last.headers.get("date"))
+            waits = (max(asked, PASSING[0]),) * 2 if asked is not None else waits
+        return _FetchError(str(code or type(error).__name__), self._for_people(detail), waits)
+
+    def _for_people(self, detail: str) -> str:
+        """The first line, without what is secret, at most 300 characters."""
+        parts = self._credential
+        for secret in [parts] if isinstance(parts, str) else list(parts.values()):
+            if isinstance(secret, str) and secret:
+                detail = detail.replace(secret, "(secret)")
+        return (detail.splitlines() or [""])[0][:300]
+
+
+class _HttpForMsal:
+    """What MSAL asks of an HTTP client, given by httpx; remembers the last answer.
+
+    MSAL's own client is `requests`, where REQUESTS_CA_BUNDLE beats any `verify=` given to it.
+    """
+
+    def __init__(self, ca_bundle: str | None) -> None:
+        trust = ssl.create_default_context(cafile=ca_bundle) if ca_bundle else True
+        self._client = httpx.Client(verify=trust, timeout=HTTP_TIMEOUT)
+        self.last: httpx.Response | None = None
+
+    def get(self, url: str, params: Any = None, headers: Any = None, **_: Any) -> httpx.Response:
+        self.last = None
+        self.last = self._client.get(url, params=params, headers=headers)
+        return self.last
+
+    def post(
+        self, url: str, params: Any = None, data: Any = None, headers: Any = None, **_: Any
+    ) -> httpx.Response:
+        # MSAL gives an assertion as bytes, of which httpx would make the text "b'...'".
+        form = {k: v.decode() if isinstance(v, bytes) else v for k, v in (data or {}).items()}
+        form = {k: v for k, v in form.items() if v is not None}
+        self.last = None
+        self.last = self._client.post(url, params=params, data=form, headers=headers)
+        return self.last
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _json(response: httpx.Response | None) -> Mapping[str, Any]:
+    """The answer's JSON object, empty where it is something else."""
+    try:
+        said = response.json() if response is not None else {}
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _ms(span: timedelta) -> int:
+    return int(span.total_seconds() * 1000)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
