@@ -25,9 +25,17 @@ local function number(field)
   return tonumber(redis.call('HGET', gate, field) or '0') or 0
 end
 
+-- A cooldown that is longer than that is kept to its end.
 local function keep()
-  redis.call('PEXPIRE', gate, FORGET_MS)
+  redis.call('PEXPIRE', gate, math.max(FORGET_MS, number('cool') - now))
   redis.call('PEXPIRE', slots, FORGET_MS)
+end
+
+-- Checked before anything is written: an error leaves nothing half done.
+local function whole(value, what)
+  local n = tonumber(value)
+  if n and n >= 0 and n == math.floor(n) then return n end
+  error('gate.lua: ' .. what .. ' is not a whole number')
 end
 
 -- Slots whose lane is gone fall free; those of this lane live as long as its lease.
@@ -49,12 +57,15 @@ local function count_slots(lease_until)
 end
 
 if verb == 'ask' then
-  local lease_ms, limit = tonumber(ARGV[3]), tonumber(ARGV[4])
+  local lease_ms, limit = whole(ARGV[3], 'lease_ms'), whole(ARGV[4], 'slots')
   local at = 5
-  local given_back = tonumber(ARGV[at])
+  local given_back = whole(ARGV[at], '#given_back')
+  local wanted = whole(ARGV[at + given_back + 1], '#wanted')
+  if #ARGV ~= at + given_back + 1 + wanted then
+    return redis.error_reply('gate.lua: the ids are not as many as said')
+  end
   for i = at + 1, at + given_back do redis.call('HDEL', slots, ARGV[i]) end
   at = at + given_back + 1
-  local wanted = tonumber(ARGV[at])
 
   local lane, lease = redis.call('HGET', gate, 'lane'), number('lease')
   if lane and lane ~= token and lease > now then
@@ -90,18 +101,19 @@ elseif verb == 'leave' then
   return 1
 
 elseif verb == 'ring' then
+  local bell_ms = whole(ARGV[2], 'bell_ms')
   redis.call('HINCRBY', gate, 'rung', 1)
-  redis.call('PEXPIRE', gate, FORGET_MS)
+  keep()
   if number('lease') > now or number('bell') > now then return 0 end
   local cool = number('cool')
   if cool > now then return now - cool end
-  redis.call('HSET', gate, 'bell', now + tonumber(ARGV[2]))
+  redis.call('HSET', gate, 'bell', now + bell_ms)
   return 1
 
 elseif verb == 'cool' then
-  local cool = math.max(number('cool'), now + tonumber(ARGV[2]))
+  local cool = math.max(number('cool'), now + whole(ARGV[2], 'ms'))
   redis.call('HSET', gate, 'cool', cool)
-  redis.call('PEXPIRE', gate, FORGET_MS)
+  keep()
   return cool
 end
 

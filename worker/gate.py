@@ -32,20 +32,24 @@ class Grant:
 class Gate:
     """The gates of all mailboxes. Raises redis.RedisError when Redis is gone: nothing is sent."""
 
-    def __init__(self, redis: Redis, *, concurrency: int) -> None:
+    def __init__(
+        self, redis: Redis, *, concurrency: int, lease: timedelta = LANE_LEASE,
+        bell: timedelta = BELL,
+    ) -> None:  # fmt: skip
         self._call = redis.register_script(_SCRIPT)
         self._concurrency = concurrency
+        self._lease_ms = int(lease.total_seconds() * 1000)
+        self._bell_ms = int(bell.total_seconds() * 1000)
 
     async def ask(
         self, mailbox: str, lane: str, *, wanted: Sequence[str], given_back: Sequence[str] = ()
     ) -> Grant:
-        """Renews the lane's lease, frees the slots given back, takes slots for a prefix of `wanted`.
+        """Renews the lease, frees the slots given back, takes slots for the first of `wanted`.
 
         `wanted` and `given_back` are slot ids of the lane's own choosing.
         """
-        lease_ms = int(LANE_LEASE.total_seconds() * 1000)
         word, count, wait_ms, rung = await self._do(
-            mailbox, "ask", lane, lease_ms, self._concurrency,
+            mailbox, "ask", lane, self._lease_ms, self._concurrency,
             len(given_back), *given_back, len(wanted), *wanted,
         )  # fmt: skip
         return Grant(word.decode(), count, timedelta(milliseconds=wait_ms), rung)
@@ -61,7 +65,7 @@ class Gate:
         1: somebody must start the lane; 0: it is at work or being started; negative: it cools
         down for so many milliseconds more.
         """
-        return int(await self._do(mailbox, "ring", int(BELL.total_seconds() * 1000)))
+        return int(await self._do(mailbox, "ring", self._bell_ms))
 
     async def cool(self, mailbox: str, rest: timedelta) -> None:
         """No worker sends from this mailbox for so long; a longer cooldown stands."""

@@ -7,6 +7,7 @@ cookies, redirects and authentication are not wanted here, and cost as much as t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import re
@@ -39,6 +40,8 @@ BODY_LIMIT = 64 * 1024
 #: connection just being closed is lost, and leaves its message in doubt.
 KEEPALIVE = 4.0
 
+#: All that a server or a network can make the libraries raise; ValueError: malformed heads.
+_NETWORK = (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError, ValueError)
 _ADDRESS = re.compile(r"[^\s<>()'\":;,]+@[^\s<>()'\":;,]+")
 
 
@@ -76,6 +79,7 @@ class Graph:
                     ssl=trust, limit=connections, keepalive_timeout=KEEPALIVE
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                response_class=_Response,
             )
 
         self._transport = AiohttpTransport(verify=trust, proxy=_proxy_for(url), client=session)
@@ -95,8 +99,7 @@ class Graph:
         try:
             async with asyncio.timeout(self._timeout):
                 response = await self._transport.handle_async_request(request)
-        # ValueError: httpx and aiohttp let it through for some malformed heads.
-        except (httpx.HTTPError, aiohttp.ClientError, OSError, ValueError) as error:
+        except _NETWORK as error:
             failure: Exception = error
         finally:
             body.shut()
@@ -126,6 +129,15 @@ class Graph:
         ]
         extensions = {"timeout": {"connect": CONNECT_TIMEOUT}}
         return httpx.Request("POST", url, headers=headers, stream=body, extensions=extensions)
+
+
+class _Response(aiohttp.ClientResponse):
+    """Without the reason phrase: httpx-aiohttp 0.2 raises where it is not UTF-8."""
+
+    async def start(self, connection: Any) -> aiohttp.ClientResponse:
+        await super().start(connection)
+        self.reason = None
+        return self
 
 
 class _GuardedBody(httpx.AsyncByteStream):
@@ -160,15 +172,11 @@ def _no_status(
 ) -> Outcome:
     """Without a status line: surely not sent if nothing left, else doubt."""
     took = timedelta(seconds=time.monotonic() - started)
-    if not body.left and body.late:
+    if body.late:
+        code = LEASE_NEARLY_OVER
         detail = "the lease was nearly over before the request could leave"
         return NotSent(
-            Answer(
-                code=LEASE_NEARLY_OVER,
-                detail=detail,
-                client_request_id=client_request_id,
-                duration=took,
-            )
+            Answer(code=code, detail=detail, client_request_id=client_request_id, duration=took)
         )
     # What aiohttp raised is more exact than what httpx-aiohttp makes of it.
     cause = failure.__cause__ if isinstance(failure, httpx.HTTPError) else failure
@@ -184,16 +192,16 @@ def _no_status(
 async def _read(response: httpx.Response) -> bytes:
     """The body of an answer other than 2xx, as far as it comes; gives the connection back."""
     content = bytearray()
-    try:
+    # The status has decided; a broken body takes nothing away from it.
+    with contextlib.suppress(*_NETWORK):
         async with asyncio.timeout(BODY_TIMEOUT):
             if response.status_code >= 300:
                 async for chunk in response.aiter_raw():
                     content += chunk
                     if len(content) >= BODY_LIMIT:
                         break
-            await response.aclose()
-    except (httpx.HTTPError, httpx.StreamError, aiohttp.ClientError, OSError, ValueError):
-        pass  # the status has decided; a broken body takes nothing away from it
+    with contextlib.suppress(*_NETWORK):
+        await response.aclose()
     return bytes(content[:BODY_LIMIT])
 
 

@@ -91,7 +91,7 @@ def _recipient(one: Any) -> dict[str, str]:
             )
         one = {"name": one[0], "address": one[1]}
     if not isinstance(one, Mapping):
-        raise Refused("TYPE", f"expected an address, (name, address) or a mapping, got {shown(one)}")
+        raise Refused("TYPE", f"expected an address or (name, address), got {shown(one)}")
     if unknown := [key for key in one if key not in {"name", "address"}]:
         raise Refused("FIELD", f"unknown field {shown(unknown[0])}; known are address and name")
     found = {"address": address(one.get("address"))}

@@ -63,6 +63,8 @@ class _Row:
 
 def check(number: int, given: object, rules: Rules) -> Checked | list[Problem]:
     """The message of input row `number` (from 1), checked and serialised, or what is wrong."""
+    if isinstance(given, Problem):  # a reader, as that of CSVs, could not make a message of it
+        return [dataclasses.replace(given, row=number)]
     row = _Row(number)
     message = _message(row, given)
     if message is None:
@@ -102,46 +104,45 @@ def _recipients(row: _Row, message: Message) -> int:
     seen: dict[str, int] = {}
     before = len(row.problems)
     for path in ("to", "cc", "bcc"):
-        given = getattr(message, path)
-        if given == ():
-            continue
-        good, bad = recipients(given, path)
-        row.problems += [Problem(row.number, b.code, b.path, b.detail) for b in bad]
-        for one in good:
+        for one in _addresses(row, message, path):
             nth = len(seen) + 1
             first = seen.setdefault(one["address"].lower(), nth)
             if first != nth:
                 row.refuse("RCPT_DUP", path, f"{shown(one['address'])} repeats recipient {first}")
-        if good:
-            row.content[path] = good
-    if message.reply_to != ():
-        good, bad = recipients(message.reply_to, "reply_to")
-        row.problems += [Problem(row.number, b.code, b.path, b.detail) for b in bad]
-        if good:
-            row.content["reply_to"] = good
     if not seen and len(row.problems) == before:
         row.refuse("RCPT_NONE", "to", "at least one recipient is needed in to, cc or bcc")
     if len(seen) > MOST_RECIPIENTS:
         row.refuse("RCPT_MAX", "to", f"{len(seen)} recipients, most is {MOST_RECIPIENTS}")
+    _addresses(row, message, "reply_to")
     return len(seen)
 
 
+def _addresses(row: _Row, message: Message, path: str) -> list[dict[str, str]]:
+    given = getattr(message, path)
+    if given == ():
+        return []
+    good, bad = recipients(given, path)
+    row.problems += [Problem(row.number, b.code, b.path, b.detail) for b in bad]
+    if good:
+        row.content[path] = good
+    return good
+
+
 def _subject_and_body(row: _Row, message: Message, rules: Rules) -> None:
-    if message.subject is not None:
-        row.take("subject", lambda: line(message.subject, MOST_SUBJECT, "SUBJECT_LEN", "subject"))
-    if not rules.template and _empty(message.subject):
-        row.refuse("SUBJECT_NONE", "subject", "a subject is needed")
+    subject, html, text = message.subject, message.html, message.text
+    if subject is not None:
+        row.take("subject", lambda: line(subject, MOST_SUBJECT, "SUBJECT_LEN", "subject"))
     if rules.template:
-        for path in ("html", "text"):
-            if getattr(message, path) is not None:
-                row.refuse("BODY_BOTH", path, "give one of html/text or template")
+        if html is not None or text is not None:
+            row.refuse("BODY_BOTH", "html", "give one of html/text or template")
         return
-    if message.html is not None:
-        row.take("html", lambda: body(message.html, MOST_BODY, "BODY_LEN"))
-    if message.text is not None:
-        row.take("text", lambda: body(message.text, MOST_BODY, "BODY_LEN"))
-    if _empty(message.html) and _empty(message.text):
+    if _empty(subject):
+        row.refuse("SUBJECT_NONE", "subject", "a subject is needed")
+    if _empty(html) and _empty(text):
         row.refuse("BODY_NONE", "html", "give html, text or a template")
+    for path, given in (("html", html), ("text", text)):
+        if given is not None:
+            row.take(path, lambda given=given: body(given, MOST_BODY, "BODY_LEN"))
 
 
 def _empty(value: object) -> bool:

@@ -13,7 +13,7 @@ _BIDI = re.compile("[\u202a-\u202e\u2066-\u2069]")
 _BREAKS = "\r\n\x0b\x0c\x85\u2028\u2029"
 
 
-class Refused(Exception):  # noqa: N818  (it is caught and becomes a Problem)
+class Refused(Exception):
     """One value is refused: a code for programs, a sentence for people. Never leaves the door."""
 
     def __init__(self, code: str, detail: str, path: str = "") -> None:

@@ -72,13 +72,8 @@ def _value(value: Any, depth: int, count: Iterator[int]) -> Any:
     if next(count, None) is None:
         raise Refused("VAR_COUNT", f"more than {MOST_VALUES} values")
     if isinstance(value, str):
-        text = body(value, MOST_TEXT, "VAR_LEN")
-        if text.startswith("eyJ") and _JWT.match(text):
-            raise Refused("SECRET_LIKE", "value looks like a credential")
-        return text
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int | float):
+        return _text(value)
+    if isinstance(value, int | float | None):
         return _number(value)
     if depth >= MOST_DEPTH:
         raise Refused("DEPTH", f"deeper than {MOST_DEPTH} levels")
@@ -91,7 +86,16 @@ def _value(value: Any, depth: int, count: Iterator[int]) -> Any:
     raise Refused("TYPE", f"{type(value).__name__} has no place in JSON; give it as text")
 
 
-def _number(value: float) -> float:
+def _text(value: str) -> str:
+    text = body(value, MOST_TEXT, "VAR_LEN")
+    if text.startswith("eyJ") and _JWT.match(text):
+        raise Refused("SECRET_LIKE", "value looks like a credential")
+    return text
+
+
+def _number(value: float | None) -> float | None:
+    if value is None or isinstance(value, bool):
+        return value
     if isinstance(value, int):
         if abs(value) >= 2**63:
             raise Refused("NUMBER", "a number of more than 63 bits; give it as text")

@@ -82,7 +82,7 @@ def retry_after(seconds: float, settings: Settings) -> dict[str, str]:
         case "absent":
             return {}
         case "fraction":
-            return {"Retry-After": f"{max(seconds, 0.001) + 0.0005:.3f}"}
+            return {"Retry-After": f"{math.ceil(max(seconds, 0.001) * 1000) / 1000:.3f}"}
         case "nonsense":
             return {"Retry-After": "soon"}
         case "date":

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(directory: Path, settings: Settings, port: int, until: bool) -> int:
-    from worker.simulator.server import run  # noqa: PLC0415 - wrong usage answers without aiohttp
+    from worker.simulator.server import run  # wrong usage answers without aiohttp
 
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "address").unlink(missing_ok=True)

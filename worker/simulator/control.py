@@ -18,13 +18,14 @@ async def control(request: web.BaseRequest, state: State, path: list[str]) -> we
     try:
         body = await request.content.read()
         order = json.loads(body) if body else {}
-        if not isinstance(order, dict):
-            raise SettingError("a JSON object is wanted")
+    except ValueError:
+        order = None
+    if not isinstance(order, dict):
+        return web.json_response({"error": "a JSON object is wanted"}, status=400)
+    try:
         return _answer(request, state, path, order)
     except (FaultError, SettingError) as error:
         return web.json_response({"error": str(error)}, status=400)
-    except json.JSONDecodeError:
-        return web.json_response({"error": "a JSON object is wanted"}, status=400)
 
 
 def _answer(

@@ -22,8 +22,12 @@ from worker.simulator.settings import Settings
 from worker.simulator.tls import write_private
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-GRAPH_HOSTS = ("graph.microsoft.com", "graph.microsoft.us", "dod-graph.microsoft.us")
-GRAPH_HOSTS += ("microsoftgraph.chinacloudapi.cn",)
+GRAPH_HOSTS = (
+    "graph.microsoft.com",
+    "graph.microsoft.us",
+    "dod-graph.microsoft.us",
+    "microsoftgraph.chinacloudapi.cn",
+)
 
 
 class EntraError(Exception):
@@ -174,8 +178,8 @@ def _check_scope(base: str, scope: str) -> None:
     if not default:
         text = f"The provided value for scope {scope} is not valid. It must end in /.default."
         raise EntraError("invalid_scope", 1002012, text)
-    host = urlsplit(resource).netloc
-    if host not in (*GRAPH_HOSTS, urlsplit(base).netloc):
+    # Microsoft's SDK leaves the port out of the scope, MSAL does not.
+    if urlsplit(resource).hostname not in (*GRAPH_HOSTS, urlsplit(base).hostname):
         text = f"The resource principal named {resource} was not found in the tenant."
         raise EntraError("invalid_resource", 500011, text)
 

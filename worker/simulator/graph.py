@@ -14,8 +14,13 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
-from worker.simulator.answers import ACCESS_DENIED, AUTHENTICATE, OUT_OF_SCOPE
-from worker.simulator.answers import GraphError, throttled
+from worker.simulator.answers import (
+    ACCESS_DENIED,
+    AUTHENTICATE,
+    OUT_OF_SCOPE,
+    GraphError,
+    throttled,
+)
 from worker.simulator.breakage import reset
 from worker.simulator.exchange import Exchange
 from worker.simulator.mime import read_mime

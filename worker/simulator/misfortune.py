@@ -21,30 +21,36 @@ async def strike(
     exchange.log["fault"] = fault.kind
     if fault.accepts:
         accept()
-    match fault.kind:
-        case "status" | "status_after":
-            return _status(fault, exchange)
-        case "throttle":
-            return _throttle(fault, exchange)
-        case "unauthorized":
-            headers = {"WWW-Authenticate": AUTHENTICATE} | fault.detail["headers"]
-            text = "Access token has been revoked."
-            return exchange.error(GraphError(401, "InvalidAuthenticationToken", text, headers))
-        case "accepted_retry_after":
-            return exchange.answer(202, {"Retry-After": str(fault.detail["retry_after"])})
-        case "slow_body":
-            exchange.done(202)
-            return await dribble(exchange.request, exchange.headers(), fault.detail["seconds"])
-        case "cut_after_status":
-            return send_raw(exchange.request, b"HTTP/1.1 202 Accepted\r\n")
-        case "garbage" | "garbage_after":
-            return send_raw(exchange.request, b"\x00\x01 this is not HTTP \xff\r\n\r\n")
-        case "hang_before" | "hang_after":
-            await until_gone(exchange.request, fault.detail["seconds"])
-        case "accept_late":
-            _accept_late(fault, exchange, accept)
-            await until_gone(exchange.request, 3600)
+    if fault.kind in _ANSWERS:
+        return _ANSWERS[fault.kind](fault, exchange)
+    if fault.kind == "slow_body":
+        exchange.done(202)
+        return await dribble(exchange.request, exchange.headers(), fault.detail["seconds"])
+    if fault.kind == "accept_late":
+        _accept_late(fault, exchange, accept)
+    if fault.kind in ("hang_before", "hang_after", "accept_late"):
+        # What is late counts its seconds from when the client has gone.
+        patience = 3600 if fault.kind == "accept_late" else fault.detail["seconds"]
+        await until_gone(exchange.request, patience)
     return reset(exchange.request)
+
+
+def _unauthorized(fault: Fault, exchange: Exchange) -> web.Response:
+    headers = {"WWW-Authenticate": AUTHENTICATE} | fault.detail["headers"]
+    text = "Access token has been revoked."
+    return exchange.error(GraphError(401, "InvalidAuthenticationToken", text, headers))
+
+
+def _accepted_retry_after(fault: Fault, exchange: Exchange) -> web.Response:
+    return exchange.answer(202, {"Retry-After": str(fault.detail["retry_after"])})
+
+
+def _cut_after_status(_fault: Fault, exchange: Exchange) -> web.Response:
+    return send_raw(exchange.request, b"HTTP/1.1 202 Accepted\r\n")
+
+
+def _garbage(_fault: Fault, exchange: Exchange) -> web.Response:
+    return send_raw(exchange.request, b"\x00\x01 this is not HTTP \xff\r\n\r\n")
 
 
 def _status(fault: Fault, exchange: Exchange) -> web.Response:
@@ -87,3 +93,15 @@ def _accept_late(fault: Fault, exchange: Exchange, accept: Callable[[], None]) -
     task = asyncio.get_running_loop().create_task(later())
     _pending.add(task)
     task.add_done_callback(_pending.discard)
+
+
+_ANSWERS: dict[str, Callable[[Fault, Exchange], web.Response]] = {
+    "status": _status,
+    "status_after": _status,
+    "throttle": _throttle,
+    "unauthorized": _unauthorized,
+    "accepted_retry_after": _accepted_retry_after,
+    "cut_after_status": _cut_after_status,
+    "garbage": _garbage,
+    "garbage_after": _garbage,
+}

@@ -97,7 +97,7 @@ async def serve(
     settings: Settings,
     port: int = 0,
     *,
-    ready: Callable[[str], None] = lambda url: None,
+    ready: Callable[[str], None] | None = None,
     until_stdin_closes: bool = False,
 ) -> None:
     """Serve until SIGTERM, SIGINT or, where asked for, the end of standard input.
@@ -124,7 +124,8 @@ async def serve(
         state.base = f"https://127.0.0.1:{runner.addresses[0][1]}"
         _write_address(directory, state.base)
         gc.freeze()
-        ready(state.base)
+        if ready is not None:
+            ready(state.base)
         await stop.wait()
     finally:
         await runner.cleanup()

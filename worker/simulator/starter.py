@@ -135,7 +135,7 @@ class Simulator:
             text = ",".join(value) if isinstance(value, list | tuple) else str(value)
             command.append(f"--{name.replace('_', '-')}={text}")
         with (self.directory / "simulator.log").open("wb") as log:
-            return subprocess.Popen(  # noqa: S603 - our own command
+            return subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=log,

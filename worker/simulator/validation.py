@@ -10,11 +10,12 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from worker.simulator.answers import GraphError
 
+Check = Callable[[str, Any], None]
 LARGEST_BODY = 4 * 1024 * 1024
 MOST_RECIPIENTS = 500
 MOST_HEADERS = 5
@@ -89,7 +90,7 @@ def _bad(text: str) -> GraphError:
     return GraphError(400, "BadRequest", text)
 
 
-def _fields(where: str, value: Any, shape: dict[str, Callable[[str, Any], None]]) -> None:
+def _fields(where: str, value: Any, shape: Mapping[str, Check]) -> None:
     if not isinstance(value, dict):
         raise _bad(f"{where}: an object is wanted.")
     for name, item in value.items():
@@ -148,7 +149,7 @@ def _recipients(where: str, value: Any) -> None:
         _recipient(where, item if item is not None else {})
 
 
-def _object(**shape: Callable[[str, Any], None]) -> Callable[[str, Any], None]:
+def _object(**shape: Check) -> Check:
     def check(where: str, value: Any) -> None:
         if value is not None:
             _fields(where, value, shape)
@@ -197,7 +198,7 @@ def _attachments(where: str, value: Any) -> None:
 
 
 _time = _object(dateTime=_text, timeZone=_text)
-_ATTACHMENT: Final = {
+_ATTACHMENT: Final[Mapping[str, Check]] = {
     "name": _text,
     "contentType": _text,
     "contentBytes": _text,
@@ -205,7 +206,7 @@ _ATTACHMENT: Final = {
     "contentLocation": _text,
     "isInline": _truth,
 }
-_MESSAGE: Final = {
+_MESSAGE: Final[Mapping[str, Check]] = {
     "attachments": _attachments,
     "bccRecipients": _recipients,
     "body": _object(content=_text, contentType=_member),

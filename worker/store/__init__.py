@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -18,7 +19,8 @@ from worker.store import arrivals, batches, chores
 from worker.store.arrivals import BatchSeen, Chunk, Head
 from worker.store.engine import make_engine, upgrade
 from worker.store.retrying import patiently
-from worker.store.sending import Sending, ToClaim, ToRecord, due_queues
+from worker.store.sending import Sending, ToClaim, ToRecord
+from worker.store.statements import due_queues
 from worker.store.writer import Writer
 
 __all__ = [
@@ -67,7 +69,7 @@ class Store:
                     return Seen(row["id"], row["batch_id"], row["template"], due)
                 empty.append((row["id"], row["revision"]))
         for queue_id, revision in empty:
-            self._do(lambda c, q=queue_id, r=revision: chores.correct_queue(c, q, r))
+            self._do(partial(chores.correct_queue, queue_id=queue_id, revision=revision))
         return None
 
     # ---- ingest --------------------------------------------------------------------------------
@@ -108,15 +110,29 @@ class Store:
         with self._reading() as connection:
             return batches.status(connection, batch_id)
 
+    def blocked(self, addresses: Sequence[str]) -> list[dict[str, Any]]:
+        """Those of these mailboxes that are suspended: mailbox, code, reason, since."""
+        with self._reading() as connection:
+            return batches.blocked(connection, addresses)
+
     def batch_list(self, limit: int = 50) -> list[dict[str, Any]]:
         """The newest batches first, with their counts."""
         with self._reading() as connection:
             return batches.newest(connection, limit)
 
     def export(self, batch_id: str) -> Iterable[dict[str, Any]]:
-        """Every message of a batch in the order of its input, streamed."""
-        with self._reading() as connection:
-            yield from batches.export(connection, batch_id)
+        """Every message of a batch in the order of its input, in flat memory.
+
+        No connection is held while the reader is busy with a page.
+        """
+        last = 0
+        while True:
+            with self._reading() as connection:
+                rows = batches.page(connection, batch_id, last)
+            yield from rows
+            if len(rows) < batches.PAGE:
+                return
+            last = rows[-1]["position"]
 
     def message(self, message_id: str) -> dict[str, Any] | None:
         """One message with all its attempts and events; None where there is none."""

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, case, func, insert, literal, or_, select, upd
 from worker.model import NAMESPACE, State, message_id_of
 from worker.store.clock import now
 from worker.store.schema import batches, chunks, events, messages, queues
-from worker.store.sending import insert_for
+from worker.store.statements import insert_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +67,31 @@ def arrive(connection: Connection, heads: Iterable[Head], arrived: Sequence[Chun
     """
     known = {head.id: head for head in heads}
     locked = _open_batches(connection, known)
-    fresh = [c for c in arrived if _is_fresh(connection, c, known[c.batch_id], locked)]
-    dialect = connection.dialect.name
-    for chunk in fresh:
+    touched = set()
+    for chunk in arrived:
         head = known[chunk.batch_id]
-        taken_back = locked[head.id]["cancelled_at"] is not None
-        rows = [_message(head, row, taken_back) for row in chunk.rows]
-        connection.execute(insert_for(dialect)(messages).on_conflict_do_nothing(), rows)
-        connection.execute(
-            insert_for(dialect)(chunks).on_conflict_do_nothing(),
-            {
-                "batch_id": head.id,
-                "number": chunk.number,
-                "digest": chunk.digest,
-                "count": len(chunk.rows),
-                "arrived_at": head.created_at,
-            },
-        )
-    for batch_id in sorted({c.batch_id for c in fresh}):
+        if _is_fresh(connection, chunk, head, locked):
+            taken_back = locked[head.id]["cancelled_at"] is not None
+            _write(connection, chunk, [_message(head, row, taken_back) for row in chunk.rows])
+            if not taken_back:
+                touched.add(head.id)
+    for batch_id in sorted(touched):
         _wake_queue(connection, known[batch_id])
     return [known[b] for b in _seal(connection, sorted({c.batch_id for c in arrived}))]
+
+
+def _write(connection: Connection, chunk: Chunk, rows: Sequence[Mapping[str, Any]]) -> None:
+    insert_new = insert_for(connection.dialect.name)
+    if rows:
+        connection.execute(insert_new(messages).on_conflict_do_nothing(), rows)
+    connection.execute(
+        insert_new(chunks)
+        .values(
+            batch_id=chunk.batch_id, number=chunk.number, digest=chunk.digest,
+            count=len(chunk.rows), arrived_at=now(),
+        )
+        .on_conflict_do_nothing()
+    )  # fmt: skip
 
 
 def _open_batches(connection: Connection, known: Mapping[str, Head]) -> dict[str, Any]:

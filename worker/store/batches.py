@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, literal, or_, select, update
+from sqlalchemy import Connection, case, delete, func, insert, literal, or_, select, update
 
-from worker.model import BatchState, State
+from worker.model import BatchState, State, WrongState
 from worker.store.clock import after, now
-from worker.store.schema import attempts, batches, chunks, events, messages, pools, queues
+from worker.store.schema import (
+    attempts,
+    batches,
+    chunks,
+    events,
+    mailboxes,
+    messages,
+    pools,
+    queues,
+)
 
 #: How many rows an export reads in one go.
 PAGE = 1000
@@ -62,6 +71,19 @@ def _rate(connection: Connection, batch_id: str) -> int:
     ).scalar_one()
 
 
+def blocked(connection: Connection, addresses: Sequence[str]) -> list[dict[str, Any]]:
+    """Those of these mailboxes that are suspended: mailbox, code, reason, since."""
+    rows = connection.execute(
+        select(
+            mailboxes.c.address.label("mailbox"), mailboxes.c.suspended_code.label("code"),
+            mailboxes.c.suspended_reason.label("reason"), mailboxes.c.suspended_at.label("since"),
+        )
+        .where(mailboxes.c.address.in_(addresses), mailboxes.c.suspended_at.is_not(None))
+        .order_by(mailboxes.c.address)
+    )  # fmt: skip
+    return [dict(row) for row in rows.mappings()]
+
+
 def newest(connection: Connection, limit: int) -> list[dict[str, Any]]:
     """The newest batches first."""
     rows = connection.execute(
@@ -71,24 +93,19 @@ def newest(connection: Connection, limit: int) -> list[dict[str, Any]]:
     return [one for one in found if one is not None]
 
 
-def export(connection: Connection, batch_id: str) -> Iterator[dict[str, Any]]:
-    """Every message of a batch by position, in flat memory."""
-    last = 0
-    while True:
-        rows = connection.execute(
-            select(
-                messages.c.id, messages.c.position, messages.c.recipient.label("to"),
-                messages.c.mailbox, messages.c.state, messages.c.attempts,
-                messages.c.error_code, messages.c.request_id, messages.c.sent_at,
-            )
-            .where(messages.c.batch_id == batch_id, messages.c.position > last)
-            .order_by(messages.c.position)
-            .limit(PAGE)
-        ).mappings().all()  # fmt: skip
-        yield from (dict(row) for row in rows)
-        if len(rows) < PAGE:
-            return
-        last = rows[-1]["position"]
+def page(connection: Connection, batch_id: str, last: int) -> list[dict[str, Any]]:
+    """The next messages of a batch after position `last`, at most PAGE."""
+    rows = connection.execute(
+        select(
+            messages.c.id, messages.c.position, messages.c.recipient.label("to"),
+            messages.c.mailbox, messages.c.state, messages.c.attempts,
+            messages.c.error_code, messages.c.request_id, messages.c.sent_at,
+        )
+        .where(messages.c.batch_id == batch_id, messages.c.position > last)
+        .order_by(messages.c.position)
+        .limit(PAGE)
+    ).mappings()  # fmt: skip
+    return [dict(row) for row in rows]
 
 
 def message(connection: Connection, message_id: str) -> dict[str, Any] | None:
@@ -128,6 +145,9 @@ def retry(
     Twice at once queues once: the second finds nothing failed. The event says how many.
     """
     states = [State.FAILED, *([State.UNKNOWN] if include_unknown else [])]
+    cancelled = select(batches.c.cancelled_at).where(batches.c.id == batch_id).with_for_update()
+    if connection.execute(cancelled).scalar() is not None:
+        raise WrongState(f"batch {batch_id} is cancelled: nothing of it is sent again")
     queued = connection.execute(
         update(messages)
         .where(messages.c.batch_id == batch_id, messages.c.state.in_(states))
@@ -138,13 +158,13 @@ def retry(
         .returning(messages.c.queue_id)
     ).scalars().all()  # fmt: skip
     if queued:
-        deadline = after(literal(age))
+        deadline, there = after(literal(age)), queues.c.deadline_at
         connection.execute(
             update(queues)
             .where(queues.c.id.in_(sorted(set(queued))))
             .values(
                 next_due_at=now(), revision=queues.c.revision + 1,
-                deadline_at=func.coalesce(queues.c.deadline_at, deadline),
+                deadline_at=case((there < deadline, there), else_=deadline),
             )
         )  # fmt: skip
         connection.execute(update(batches).where(batches.c.id == batch_id).values(finished_at=None))

@@ -16,13 +16,15 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    union_all,
     update,
 )
 
 from worker.model import State
 from worker.store.clock import now
-from worker.store.schema import Id, attempts, batches, messages, queues
-from worker.store.sending import POISON, running
+from worker.store.schema import Id, attempts, batches, is_in, messages, queues
+from worker.store.sending import POISON
+from worker.store.statements import running, taken_back
 
 #: How many rows one step of a chore takes: enough to be quick, few enough to be short.
 STEP = 500
@@ -35,18 +37,21 @@ def end_leases(connection: Connection, *, resend: bool, max_attempts: int) -> in
     """
     overdue = (
         select(messages.c.id)
-        .where(messages.c.state == State.SENDING, messages.c.lease_until < now())
+        .where(is_in(State.SENDING), messages.c.lease_until < now())
         .order_by(messages.c.id)
         .limit(STEP)
         .with_for_update(skip_locked=True)
     )
     again = and_(
-        literal(resend), messages.c.tries + 1 < max_attempts, messages.c.crashes + 1 < POISON
+        literal(resend),
+        messages.c.tries + 1 < max_attempts,
+        messages.c.crashes + 1 < POISON,
+        ~taken_back(messages.c.batch_id),
     )
     poisoned = messages.c.crashes + 1 >= POISON
     ended = connection.execute(
         update(messages)
-        .where(messages.c.id.in_(overdue), messages.c.state == State.SENDING)
+        .where(messages.c.id.in_(overdue), is_in(State.SENDING))
         .values(
             state=case((again, State.QUEUED), else_=State.UNKNOWN),
             doubt=True,
@@ -92,15 +97,18 @@ def wake_queue(connection: Connection, queue_id: str) -> None:
 def end_deadlines(connection: Connection) -> int:
     """queued → expired for what waited too long; unknown if it is in doubt."""
     late = connection.execute(
-        select(queues.c.id).where(queues.c.deadline_at <= now()).order_by(queues.c.id).limit(16)
-    ).scalars()
+        select(queues.c.id, queues.c.revision)
+        .where(queues.c.deadline_at <= now())
+        .order_by(queues.c.id)
+        .limit(16)
+    )
     ended = 0
-    for queue in late.all():
+    for queue, revision in late.all():
         overdue = (
             select(messages.c.id)
             .where(
                 messages.c.queue_id == queue,
-                messages.c.state == State.QUEUED,
+                is_in(State.QUEUED),
                 messages.c.deadline_at <= now(),
             )
             .order_by(messages.c.id)
@@ -109,7 +117,7 @@ def end_deadlines(connection: Connection) -> int:
         )
         done = connection.execute(
             update(messages)
-            .where(messages.c.id.in_(overdue), messages.c.state == State.QUEUED)
+            .where(messages.c.id.in_(overdue), is_in(State.QUEUED))
             .values(
                 state=case((messages.c.doubt, State.UNKNOWN), else_=State.EXPIRED),
                 error_code=func.coalesce(messages.c.error_code, "Expired"),
@@ -117,17 +125,26 @@ def end_deadlines(connection: Connection) -> int:
         )
         ended += done.rowcount
         if done.rowcount < STEP:
-            _next_deadline(connection, queue)
+            _next_deadline(connection, queue, revision)
     return ended
 
 
-def _next_deadline(connection: Connection, queue: str) -> None:
-    left = (
-        select(func.min(messages.c.deadline_at))
-        .where(messages.c.queue_id == queue, messages.c.state == State.QUEUED)
-        .scalar_subquery()
+def _next_deadline(connection: Connection, queue: str, revision: int) -> None:
+    """Says when the next deadline is, unless someone queued a message since `revision` was seen.
+
+    What is being sent counts too: it may come back to its queue.
+    """
+    left = union_all(
+        *(
+            select(messages.c.deadline_at).where(messages.c.queue_id == queue, is_in(state))
+            for state in (State.QUEUED, State.SENDING)
+        )
+    ).subquery("left")
+    connection.execute(
+        update(queues)
+        .where(queues.c.id == queue, queues.c.revision == revision)
+        .values(deadline_at=select(func.min(left.c.deadline_at)).scalar_subquery())
     )
-    connection.execute(update(queues).where(queues.c.id == queue).values(deadline_at=left))
 
 
 def correct_queue(connection: Connection, queue_id: str, revision: int) -> None:
@@ -136,7 +153,7 @@ def correct_queue(connection: Connection, queue_id: str, revision: int) -> None:
         select(func.min(messages.c.due_at))
         .where(
             messages.c.queue_id == bindparam("queue", type_=Id),
-            messages.c.state == State.QUEUED,
+            is_in(State.QUEUED),
         )
         .scalar_subquery()
     )
@@ -152,21 +169,32 @@ def correct_queue(connection: Connection, queue_id: str, revision: int) -> None:
 
 
 def finish_batches(connection: Connection) -> list[Any]:
-    """Batches of which nothing is queued or sending any more: id, name and options of each."""
+    """Batches of which nothing is queued or sending any more: id, name and options of each.
+
+    Two statements: whoever reopens a batch locks it too, so only what is seen once the lock is
+    held is still true when this commits.
+    """
+    b = batches.c
     waiting = exists().where(
-        queues.c.batch_id == batches.c.id,
-        messages.c.queue_id == queues.c.id,
-        messages.c.state == State.QUEUED,
+        queues.c.batch_id == b.id, messages.c.queue_id == queues.c.id, is_in(State.QUEUED)
     )
-    sending = exists().where(messages.c.batch_id == batches.c.id, messages.c.state == State.SENDING)
-    empty = ~exists().where(queues.c.batch_id == batches.c.id, queues.c.next_due_at.is_not(None))
+    sending = exists().where(messages.c.batch_id == b.id, is_in(State.SENDING))
+    # A lane says so when it finds a queue empty; in a cancelled batch no lane looks any more.
+    empty = ~exists().where(queues.c.batch_id == b.id, queues.c.next_due_at.is_not(None))
+    over = and_(
+        b.finished_at.is_(None),
+        or_(and_(b.sealed_at.is_not(None), empty), b.cancelled_at.is_not(None)),
+        ~waiting,
+        ~sending,
+    )
+    ids = connection.execute(
+        select(b.id).where(over).order_by(b.id).limit(STEP).with_for_update(skip_locked=True)
+    ).scalars().all()  # fmt: skip
+    if not ids:
+        return []
     ended = connection.execute(
         update(batches)
-        .where(
-            batches.c.finished_at.is_(None),
-            or_(batches.c.sealed_at.is_not(None), batches.c.cancelled_at.is_not(None)),
-            empty, ~waiting, ~sending,
-        )
+        .where(b.id.in_(ids), over)
         .values(finished_at=now())
         .returning(batches.c.id, batches.c.name, batches.c.options)
     )  # fmt: skip

@@ -18,9 +18,11 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal,
     text,
 )
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.sql.elements import ColumnElement
 
 from worker.model import State
 from worker.store.clock import Instant
@@ -239,6 +241,13 @@ suppressions = Table(
     Column("by", Text, nullable=False),
     Column("at", Instant, nullable=False),
 )
+
+
+def is_in(state: State) -> ColumnElement[bool]:
+    """Whether a message is in this state. Written out in the SQL, never bound as a parameter:
+    only then can a plan that is kept for all values use the partial indexes.
+    """
+    return messages.c.state == literal(str(state), String(), literal_execute=True)
 
 
 def table_names() -> list[str]:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker.model import State
 from worker.store.retrying import is_passing, name_of
-from worker.store.schema import messages
+from worker.store.schema import is_in, messages
 from worker.store.sending import Sending, ToClaim, ToRecord
 
 log = logging.getLogger(__name__)
@@ -84,18 +84,37 @@ class Writer:
                 break
             except SQLAlchemyError as error:
                 if not is_passing(error):
-                    _refuse(work, error)
+                    await self._one_by_one(work, error)
                     return
                 log.warning("the database does not answer (%s); trying again", name_of(error))
                 await asyncio.sleep(wait)
                 wait, again = min(wait * 2, RETRY_LONGEST), True
+        taken: set[str] = set()
         for wanted, claim in work.claims:
-            _tell(claim, {c.id: claimed[c.id] for c in wanted if c.id in claimed})
+            mine = [c.id for c in wanted if c.id in claimed and c.id not in taken]
+            taken.update(mine)
+            _tell(claim, {one: claimed[one] for one in mine})
         for result, record in work.results:
-            _tell(record, result.id in ours)
+            _tell(record, (result.id, result.fence) in ours)
 
-    def _write(self, work: _Work, again: bool) -> tuple[dict[str, int], set[str]]:
-        wanted = [c for group, _ in work.claims for c in group]
+    async def _one_by_one(self, work: _Work, error: SQLAlchemyError) -> None:
+        """What the database refuses must not take along what merely shared its transaction."""
+        parts = [_Work(claims=[one]) for one in work.claims]
+        parts += [_Work(results=[one]) for one in work.results]
+        if len(parts) == 1:
+            log.error("the database refuses a claim or an outcome (%s)", name_of(error))
+            _refuse(work, error)
+            return
+        for part in parts:
+            await self._commit(part)
+
+    def _write(self, work: _Work, again: bool) -> tuple[dict[str, int], set[tuple[str, int]]]:
+        # Two lanes of a pool may want the same message: the first one gets it, and only that one.
+        first: dict[str, ToClaim] = {}
+        for group, _ in work.claims:
+            for c in group:
+                first.setdefault(c.id, c)
+        wanted = list(first.values())
         results = [result for result, _ in work.results]
         with self._engine.begin() as connection:
             ours = self._sending.record(connection, results) if results else set()
@@ -112,15 +131,17 @@ class Writer:
 
 
 def _already_ours(connection: Connection, wanted: Sequence[ToClaim]) -> dict[str, int]:
-    """Claims whose COMMIT was carried out although its answer was lost: they are ours."""
+    """Claims whose COMMIT was carried out although its answer was lost: they are ours.
+
+    The mailbox tells them from what another lane of this process has in flight.
+    """
     rows = connection.execute(
-        select(messages.c.id, messages.c.fence).where(
-            messages.c.id.in_([c.id for c in wanted]),
-            messages.c.state == State.SENDING,
-            messages.c.worker == wanted[0].worker,
+        select(messages.c.id, messages.c.fence, messages.c.worker, messages.c.mailbox).where(
+            messages.c.id.in_([c.id for c in wanted]), is_in(State.SENDING)
         )
     )
-    return {row.id: row.fence for row in rows}
+    asked = {(c.id, c.worker, c.mailbox) for c in wanted}
+    return {row.id: row.fence for row in rows if (row.id, row.worker, row.mailbox) in asked}
 
 
 def _refuse(work: _Work, error: Exception) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import ssl
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -17,28 +16,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import httpx
-import msal
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from redis import Redis, RedisError
 
 from worker.model import PostroomError
-from worker.policy import retry_after
+from worker.tokens.entra import PASSING, REFUSED, Entra, FetchError
 
 #: Who fetches has so long; then another may. Longer than a fetch: discovery and token request.
 LOCK = timedelta(seconds=60)
-HTTP_TIMEOUT = 10.0  # seconds, for each of connecting, writing, reading
 POLL = 0.05  # seconds between two looks while another worker fetches
 #: While another worker renews a token that is still good, look again after this (seconds).
 LOOK_AGAIN = 1.0
 #: A token that Graph refuses so soon after its birth was not revoked: it never worked.
 FRESH = timedelta(seconds=60)
-#: First and longest wait after a refusal, and after a failure that passes by itself.
-REFUSED = (timedelta(seconds=30), timedelta(minutes=15))
-PASSING = (timedelta(seconds=1), timedelta(seconds=30))
-#: Entra's own words for "later"; all others mean the configuration. Numbers are for people:
-#: https://learn.microsoft.com/entra/identity-platform/reference-error-codes
-_PASSING_ERRORS = frozenset({"temporarily_unavailable", "server_error", "slow_down"})
 
 _SCRIPT = Path(__file__).with_name("tokens.lua").read_text(encoding="utf-8")
 
@@ -96,7 +86,7 @@ class Tokens:
     with a token in memory that is still good, else raises redis.RedisError.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # all by name, and each is a setting
         self,
         redis: Redis,
         *,
@@ -114,7 +104,7 @@ class Tokens:
         `secret_keys`: Fernet keys; the first encrypts, all decrypt. Raises ValueError where one
         is malformed.
         """
-        self._entra = _Entra(authority, tenant_id, client_id, credential, scope, ca_bundle)
+        self._entra = Entra(authority, tenant_id, client_id, credential, scope, ca_bundle)
         self._script = redis.register_script(_SCRIPT)
         self._margin = margin
         self._fernet = MultiFernet([Fernet(key) for key in secret_keys]) if secret_keys else None
@@ -217,7 +207,7 @@ class Tokens:
         """Fetches a token under the lock; a failure goes on with an old one that is still good."""
         try:
             value, life = self._entra.fetch()
-        except _FetchError as failed:
+        except FetchError as failed:
             wait_ms = self._call(
                 "refuse", fetcher, failed.code, failed.detail, *map(_ms, failed.waits)
             )
@@ -237,139 +227,6 @@ class Tokens:
 
     def _call(self, *args: Any) -> Any:
         return self._script(keys=self._keys, args=args)
-
-
-# ---- Entra --------------------------------------------------------------------------------------
-
-
-class _FetchError(Exception):
-    """No token came; `waits`: the first and the longest wait before the next request."""
-
-    def __init__(self, code: str, detail: str, waits: tuple[timedelta, timedelta]) -> None:
-        self.code = code
-        self.detail = detail
-        self.waits = waits
-        super().__init__(code)
-
-
-class _Entra:
-    """Token requests by MSAL. Not for two threads at once: `Tokens` holds its mutex."""
-
-    def __init__(
-        self,
-        authority: str,
-        tenant_id: str,
-        client_id: str,
-        credential: str | Mapping[str, Any],
-        scope: str,
-        ca_bundle: str | None,
-    ) -> None:
-        self._authority = f"{authority.rstrip('/')}/{tenant_id}"
-        self._client_id = client_id
-        self._credential = credential
-        self._scope = scope
-        self._ca_bundle = ca_bundle
-        self._http: _HttpForMsal | None = None
-        self._app: Any = None
-        self._http_cache: dict[str, Any] = {}
-
-    def fetch(self) -> tuple[str, timedelta]:
-        """A new token and its lifetime from now. Raises _FetchError."""
-        if self._http is None:
-            self._http = _HttpForMsal(self._ca_bundle)
-        self._http.last = None
-        # MSAL would answer from here what it was told before: 5 s to an hour, by its own rules.
-        self._http_cache.clear()
-        try:
-            result = self._application().acquire_token_for_client([self._scope])
-            if "access_token" in result:
-                return str(result["access_token"]), timedelta(seconds=int(result["expires_in"]))
-        except Exception as error:  # noqa: BLE001  # MSAL documents none: httpx's, ValueError, ...
-            raise self._failed({}, error) from None
-        raise self._failed(result, None)
-
-    def close(self) -> None:
-        if self._http is not None:
-            self._http.close()
-        self._http = self._app = None
-
-    def _application(self) -> Any:
-        """MSAL's client, with no token in memory; made on first use, for it asks Entra at once."""
-        if self._app is None:
-            self._app = msal.ConfidentialClientApplication(
-                self._client_id,
-                client_credential=self._credential,
-                authority=self._authority,
-                instance_discovery=False,
-                http_client=self._http,
-                http_cache=self._http_cache,
-            )
-        self._app.remove_tokens_for_client()
-        return self._app
-
-    def _failed(self, result: Mapping[str, Any], error: Exception | None) -> _FetchError:
-        """What went wrong, from MSAL's dict or from the last answer that Entra gave."""
-        last = self._http.last if self._http else None
-        said = result or _json(last)
-        name, numbers = said.get("error"), said.get("error_codes")
-        status = last.status_code if last is not None else None
-        code = f"AADSTS{numbers[0]}" if numbers else name or (status and f"HTTP{status}")
-        detail = str(said.get("error_description") or (error if last is None else ""))
-        refused = (
-            status is not None and 400 <= status < 500 and status != 429
-        ) and name not in _PASSING_ERRORS
-        waits = REFUSED if refused else PASSING
-        if last is not None and not refused:
-            asked = retry_after(last.headers.get("retry-after"), last.headers.get("date"))
-            waits = (max(asked, PASSING[0]),) * 2 if asked is not None else waits
-        return _FetchError(str(code or type(error).__name__), self._for_people(detail), waits)
-
-    def _for_people(self, detail: str) -> str:
-        """The first line, without what is secret, at most 300 characters."""
-        parts = self._credential
-        for secret in [parts] if isinstance(parts, str) else list(parts.values()):
-            if isinstance(secret, str) and secret:
-                detail = detail.replace(secret, "(secret)")
-        return (detail.splitlines() or [""])[0][:300]
-
-
-class _HttpForMsal:
-    """What MSAL asks of an HTTP client, given by httpx; remembers the last answer.
-
-    MSAL's own client is `requests`, where REQUESTS_CA_BUNDLE beats any `verify=` given to it.
-    """
-
-    def __init__(self, ca_bundle: str | None) -> None:
-        trust = ssl.create_default_context(cafile=ca_bundle) if ca_bundle else True
-        self._client = httpx.Client(verify=trust, timeout=HTTP_TIMEOUT)
-        self.last: httpx.Response | None = None
-
-    def get(self, url: str, params: Any = None, headers: Any = None, **_: Any) -> httpx.Response:
-        self.last = None
-        self.last = self._client.get(url, params=params, headers=headers)
-        return self.last
-
-    def post(
-        self, url: str, params: Any = None, data: Any = None, headers: Any = None, **_: Any
-    ) -> httpx.Response:
-        # MSAL gives an assertion as bytes, of which httpx would make the text "b'...'".
-        form = {k: v.decode() if isinstance(v, bytes) else v for k, v in (data or {}).items()}
-        form = {k: v for k, v in form.items() if v is not None}
-        self.last = None
-        self.last = self._client.post(url, params=params, data=form, headers=headers)
-        return self.last
-
-    def close(self) -> None:
-        self._client.close()
-
-
-def _json(response: httpx.Response | None) -> Mapping[str, Any]:
-    """The answer's JSON object, empty where it is something else."""
-    try:
-        said = response.json() if response is not None else {}
-    except ValueError:
-        return {}
-    return said if isinstance(said, dict) else {}
 
 
 def _ms(span: timedelta) -> int:

@@ -1,0 +1,188 @@
+"""postroom batch ...: what became of batches, and retry."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from worker.cli import output
+from worker.cli.doors import NO_WORKER, By, Json, Why, an_id, login, migrated, workers
+from worker.model import BatchState, State
+
+if TYPE_CHECKING:
+    from worker.runtime import Runtime
+
+app = typer.Typer(help="Batches: list, status, watch, export, retry.", no_args_is_help=True)
+
+BatchId = Annotated[str, typer.Argument(metavar="ID", help="The batch's id.")]
+
+#: How often `watch` looks, in seconds.
+LOOK = 1.0
+_ENDED = (BatchState.FINISHED, BatchState.CANCELLED)
+_COLUMNS = ("id", "position", "to", "mailbox", "state", "attempts", "error_code", "request_id",
+            "sent_at")  # fmt: skip
+
+
+class Format(StrEnum):
+    """How an export is written."""
+
+    CSV = "csv"
+    JSONL = "jsonl"
+
+
+@app.command("list")
+def list_(
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 50,
+    json: Json = False,
+) -> None:
+    """The newest batches, with their counts."""
+    with migrated() as rt:
+        found = rt.store.batch_list(limit)
+    if json:
+        output.print_json(found)
+        return
+    output.table(
+        ("BATCH", "NAME", "STATE", "TOTAL", "COUNTS", "CREATED"),
+        ((one["batch_id"], one["name"], one["state"], one["total"], _counts(one["counts"]),
+          output.time_text(one["created_at"])) for one in found),
+    )  # fmt: skip
+
+
+@app.command()
+def status(batch_id: BatchId, json: Json = False) -> None:
+    """State, counts, blocked mailboxes, rate and the seconds to go."""
+    with migrated() as rt:
+        found = status_of(rt, batch_id)
+    if json:
+        output.print_json(found)
+        return
+    show(found)
+    if found["workers"] == 0 and found["state"] not in _ENDED:
+        output.warn(NO_WORKER)
+
+
+@app.command()
+def watch(batch_id: BatchId, json: Json = False) -> None:
+    """Waits until the batch has ended; exit status 1 if messages failed or are unknown."""
+    with migrated() as rt:
+        found = _wait(rt, batch_id, quiet=json)
+    if json:
+        output.print_json(found)
+    else:
+        show(found)
+    bad = {state: found["counts"][state] for state in (State.FAILED, State.UNKNOWN)}
+    if any(bad.values()):
+        output.warn(f"batch {found['batch_id']}: {_counts(bad)}")
+        raise typer.Exit(1)
+
+
+@app.command()
+def retry(
+    batch_id: BatchId,
+    include_unknown: Annotated[
+        bool, typer.Option("--include-unknown", help="Also those that may have been sent.")
+    ] = False,
+    by: By = None,
+    why: Why = None,
+    json: Json = False,
+) -> None:
+    """Queues the failed messages again."""
+    from worker import report
+
+    with migrated() as rt:
+        found = status_of(rt, batch_id)
+        requeued = rt.store.retry(
+            found["batch_id"], include_unknown=include_unknown, by=by or login(), why=why,
+            age=rt.settings.max_age.total_seconds(),
+        )  # fmt: skip
+        left = report.left(status_of(rt, batch_id)["counts"])
+    if json:
+        output.print_json({"requeued": requeued, "left": left})
+        return
+    output.say(f"{requeued} queued again" + (f"; left: {_counts(left)}" if left else ""))
+    if requeued and found["workers"] == 0:
+        output.warn(NO_WORKER)
+
+
+@app.command()
+def export(
+    batch_id: BatchId,
+    format: Annotated[Format, typer.Option(help="How to write it.")] = Format.CSV,  # noqa: A002
+    json: Json = False,
+) -> None:
+    """Every message of a batch with its state, in the order of its input."""
+    with migrated() as rt:
+        found = status_of(rt, batch_id)
+        rows = rt.store.export(found["batch_id"])
+        if json:
+            _write_array(rows)
+        elif format is Format.JSONL:
+            for row in rows:
+                sys.stdout.write(output.as_json(row) + "\n")
+        else:
+            _write_csv(rows)
+
+
+def status_of(rt: Runtime, batch_id: str) -> dict[str, Any]:
+    """The status document. Raises NotFound."""
+    from worker import report
+
+    found = report.status(rt.store, rt.inbox, an_id(batch_id, "batch"), rt.pools())
+    return found | {"workers": workers(rt)}
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """A status for people."""
+    output.pairs({
+        "batch": found["batch_id"], "name": found["name"], "state": found["state"],
+        "total": found["total"], **{k: n for k, n in found["counts"].items() if n},
+        "per minute": found["rate_per_minute"] or None,
+        "seconds to go": found["eta"],
+    })  # fmt: skip
+    for one in found["blocked"]:
+        output.say(
+            f"blocked: {one['mailbox']}: {one['reason']} ({one['code']}) "
+            f"since {output.time_text(one['since'])}"
+        )
+
+
+def _wait(rt: Runtime, batch_id: str, *, quiet: bool) -> dict[str, Any]:
+    before, warned = None, False
+    while True:
+        found = status_of(rt, batch_id)
+        if not warned and found["workers"] == 0 and found["state"] not in _ENDED:
+            output.warn(NO_WORKER)
+            warned = True
+        if found["state"] in _ENDED:
+            return found
+        line = f"{found['state']}: {_counts(found['counts'])} of {found['total']}"
+        if not quiet and line != before:
+            output.say(line)
+            before = line
+        time.sleep(LOOK)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+
+
+def _write_csv(rows: Iterable[Mapping[str, Any]]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for row in rows:
+        cells = (output.plain(row[name]) for name in _COLUMNS)
+        writer.writerow(cells)
+
+
+def _write_array(rows: Iterable[Mapping[str, Any]]) -> None:
+    before = "["
+    for row in rows:
+        sys.stdout.write(f"{before}{output.as_json(row)}")
+        before = ",\n"
+    sys.stdout.write("[]\n" if before == "[" else "]\n")

@@ -1,0 +1,114 @@
+"""What the commands open, and what each failure of it is called."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from worker.cli import output
+from worker.model import NotFound, PostroomError, Unavailable
+
+if TYPE_CHECKING:
+    from worker.runtime import Runtime
+    from worker.store import Store
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+By = Annotated[str | None, typer.Option(help="Who does it [default: the login name].")]
+Why = Annotated[str | None, typer.Option(help="Why; it stands in the event.")]
+
+NO_WORKER = "no worker is running; start one: celery -A worker worker -P threads"
+
+
+@contextmanager
+def runtime() -> Iterator[Runtime]:
+    """The doors of this process, closed at the end. Raises InvalidSettings."""
+    from worker.runtime import current
+
+    rt = current()
+    try:
+        yield rt
+    finally:
+        rt.close()
+
+
+@contextmanager
+def migrated() -> Iterator[Runtime]:
+    """As `runtime`, its database there and up to date. Raises InvalidSettings, Failed."""
+    with runtime() as rt:
+        require_tables(rt.store, rt.settings.db_schema or None)
+        yield rt
+
+
+def require_tables(store: Store, schema: str | None) -> None:
+    """Raises Failed where the database is not migrated, Unavailable where it does not answer."""
+    from alembic.script import ScriptDirectory
+    from sqlalchemy import Column, MetaData, String, Table, inspect, select
+    from sqlalchemy.exc import OperationalError
+
+    from worker.store.engine import migrations_directory
+
+    version = Table("postroom_version", MetaData(), Column("version_num", String(32)))
+    try:
+        there = inspect(store.engine).has_table(version.name, schema=schema)
+    except OperationalError as error:
+        reason = str(error.orig).strip().partition("\n")[0]
+        raise Unavailable(f"the database does not answer: {reason}") from None
+    at = None
+    if there:
+        with store.engine.execution_options(reads=True).connect() as connection:
+            at = connection.execute(select(version.c.version_num)).scalar()
+    wanted = ScriptDirectory(migrations_directory()).get_current_head()
+    if at != wanted:
+        is_at = f"is at revision {at}, not {wanted}" if at else "is not migrated"
+        raise output.Failed(f"the database {is_at}; run: postroom db upgrade")
+
+
+def workers(rt: Runtime) -> int | None:
+    """How many workers run; None where Redis does not answer, which is said."""
+    from redis.exceptions import RedisError
+
+    from worker import report
+
+    try:
+        return report.workers(rt.redis)
+    except RedisError as error:
+        output.warn(f"Redis does not answer ({type(error).__name__}): whether a worker runs is "
+                    "not known")  # fmt: skip
+        return None
+
+
+def an_id(text: str, what: str) -> str:
+    """A UUID in its usual form. Raises NotFound: nothing has an id of another form."""
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise NotFound(f"there is no {what} {text!r}: its id would be a UUID") from None
+
+
+def login() -> str:
+    """The login name, or the number of the user where there is none."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return f"uid {os.getuid()}"
+
+
+def explain(error: Exception) -> str | None:
+    """What is wrong, in one line without values that may be secret; None: it is a bug."""
+    if isinstance(error, PostroomError):
+        return str(error)
+    from redis.exceptions import RedisError
+    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+    if isinstance(error, RedisError):
+        return f"Redis does not answer ({type(error).__name__})"
+    if isinstance(error, DBAPIError | PoolTimeoutError):
+        return f"the database refused ({type(getattr(error, 'orig', None) or error).__name__})"
+    return None

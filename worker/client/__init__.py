@@ -1,0 +1,251 @@
+"""The producer's side: `Client.enqueue` and what a producer asks afterwards.
+
+Nothing is appended before everything is checked: the messages are read once, checked, and laid
+aside in a private file; only then do they go to the inbox. So a refused call leaves nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker import checks, runtime, templates
+from worker.checks import Call, Checked
+from worker.client.door import Door, open_template, rows
+from worker.client.spool import Spool
+from worker.inbox import Batch
+from worker.model import (
+    BatchState,
+    IdempotencyConflict,
+    InvalidMessages,
+    Message,
+    NotFound,
+    OnUnknown,
+    Problem,
+    Receipt,
+    State,
+    Template,
+    Unavailable,
+    batch_id_of,
+)
+
+if TYPE_CHECKING:
+    from worker.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+SPOOL_BYTES = 8 * 1024 * 1024
+
+
+class Client:
+    """What an application holds. Safe for threads and forks: it keeps no connection itself."""
+
+    def __init__(self, runtime: Callable[[], Runtime]) -> None:
+        self._runtime = runtime
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """A client with the settings of the environment. Raises InvalidSettings."""
+        runtime.current()
+        return cls(runtime.current)
+
+    def enqueue(  # noqa: PLR0913  (the contract's arguments)
+        self,
+        messages: Iterable[Message | Mapping[str, Any] | Problem] | Message,
+        *,
+        sender: str | None = None,
+        pool: str | None = None,
+        name: str | None = None,
+        template: Template | Mapping[str, Any] | None = None,
+        priority: str = "normal",
+        send_at: datetime | str | None = None,
+        expires_at: datetime | str | None = None,
+        idempotency_key: str | None = None,
+        on_invalid: Literal["raise", "skip"] = "raise",
+        on_finished: str | None = None,
+    ) -> Receipt:  # fmt: skip
+        """Checks all messages, then appends them as one batch; a repeat with its key adds nothing.
+
+        A Problem among the messages stands for a row that its reader could not read.
+        Raises InvalidMessages, IdempotencyConflict, InboxFull, Unavailable.
+        """
+        rt = self._runtime()
+        given = {"sender": sender, "pool": pool, "name": name, "priority": priority,
+                 "send_at": send_at, "expires_at": expires_at, "on_invalid": on_invalid,
+                 "on_finished": on_finished}  # fmt: skip
+        batch_id = _batch_id(idempotency_key)
+        now = rt.inbox.now(batch_id)
+        call, problems = checks.check_call(
+            given, now=now, known_pool=lambda pool: _is_pool(rt, pool, batch_id)
+        )
+        source, compiled, wrong = open_template(template)
+        if problems or wrong:
+            raise InvalidMessages([*problems, *wrong])
+        door = Door(call, source, compiled, rt.settings.on_unknown is OnUnknown.RECONCILE)
+        with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as file:
+            spool = Spool(file, door.identity())
+            rejected = door.pass_through(messages, spool, every=on_invalid == "skip")
+            if on_invalid == "raise" and rejected:
+                raise InvalidMessages(rejected)
+            if not spool.messages:
+                return Receipt(batch_id, 0, 0, tuple(rejected))
+            batch = Batch(batch_id, spool.digest.hexdigest(), door.head(now), spool.chunks,
+                          spool.messages)  # fmt: skip
+            accepted, duplicates = _append(rt, batch, spool, repeat=idempotency_key is not None)
+        return Receipt(batch_id, accepted, duplicates, tuple(rejected))
+
+    def preview(
+        self,
+        messages: Iterable[Message | Mapping[str, Any]],
+        *,
+        template: Template | Mapping[str, Any] | None = None,
+        count: int = 3,
+    ) -> list[templates.Rendered]:
+        """The first `count` messages as they would be sent, sending none. Raises InvalidMessages."""
+        source, compiled, wrong = open_template(template)
+        door = Door(Call(), source, compiled, needs_sent_copy=False)
+        shown: list[templates.Rendered] = []
+        for row, given in enumerate(itertools.islice(rows(messages), count), start=1):
+            found = door.check(row, given)
+            if isinstance(found, Checked):
+                shown.append(templates.render(source, found.content))
+            else:
+                wrong += found
+        if wrong:
+            raise InvalidMessages(wrong)
+        return shown
+
+    def status(self, batch_id: str) -> dict[str, Any]:
+        """State and counts of a batch; what still lies in the inbox counts as queued.
+
+        Raises NotFound, Unavailable.
+        """
+        rt, batch_id = self._runtime(), _known_id(batch_id)
+        found = _ask(lambda: rt.store.batch_status(batch_id))
+        if found is not None and found["arrived"] >= found["total"]:
+            return {"blocked": [], "eta": None, **found}
+        waiting = rt.inbox.known(batch_id)
+        if found is None and waiting is None:
+            raise NotFound(f"no batch {batch_id}")
+        return {"blocked": [], "eta": None, **_with_waiting(batch_id, found, waiting)}
+
+    def messages(self, batch_id: str) -> Iterator[dict[str, Any]]:
+        """Every message of a batch in the order of its input, streamed. Raises NotFound."""
+        rt, batch_id = self._runtime(), _known_id(batch_id)
+        if _ask(lambda: rt.store.batch_status(batch_id)) is None:
+            raise NotFound(f"no batch {batch_id}")
+        return iter(rt.store.export(batch_id))
+
+    def retry(
+        self, batch_id: str, *, include_unknown: bool = False, by: str = "api",
+        why: str | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Queues the failed messages again: {"requeued", "left": {state: n}}. Raises NotFound."""
+        rt, batch_id = self._runtime(), _known_id(batch_id)
+        age = rt.settings.max_age.total_seconds()
+        if _ask(lambda: rt.store.batch_status(batch_id)) is None:
+            raise NotFound(f"no batch {batch_id}")
+        requeued = _ask(lambda: rt.store.retry(
+            batch_id, include_unknown=include_unknown, by=by, why=why, age=age))  # fmt: skip
+        left = self.status(batch_id)["counts"]
+        left[State.QUEUED] = max(0, left[State.QUEUED] - requeued)
+        return {"requeued": requeued, "left": {s: n for s, n in left.items() if n}}
+
+
+def _append(rt: Runtime, batch: Batch, spool: Spool, *, repeat: bool) -> tuple[int, int]:
+    """Appends what is not there yet: (accepted, duplicates)."""
+    there = _in_sql(rt, batch) if repeat else {}
+    accepted = duplicates = 0
+    ring = False
+    try:
+        for chunk in spool.read():
+            if chunk.number in there:
+                duplicates += chunk.count
+                continue
+            appended = rt.inbox.append_chunk(
+                batch, chunk.number, count=chunk.count, digest=chunk.digest, body=chunk.body,
+                budget=rt.settings.inbox_budget,
+            )  # fmt: skip
+            accepted += chunk.count if appended.created else 0
+            duplicates += 0 if appended.created else chunk.count
+            ring |= appended.ring
+    finally:
+        # Also for what came in before a failure: the sooner there is room again.
+        if ring:
+            _ring(rt)
+    return accepted, duplicates
+
+
+def _in_sql(rt: Runtime, batch: Batch) -> Mapping[int, int]:
+    """The chunks that SQL has, where Redis knows no more. Raises IdempotencyConflict."""
+    if rt.inbox.known(batch.id) is not None:
+        return {}
+    seen = _ask(lambda: rt.store.batch_digest(batch.id), batch.id)
+    if seen is None:
+        return {}
+    if seen.digest != batch.digest:
+        raise IdempotencyConflict(batch.id)
+    return dict(seen.chunks)
+
+
+def _ring(rt: Runtime) -> None:
+    try:
+        rt.ring_ingest()
+    except Exception as error:  # noqa: BLE001  (a ring is a hint: the sweep looks every second)
+        log.warning("the bell was not heard (%s)", type(error).__name__)
+
+
+# ---- what is asked of others --------------------------------------------------------------------
+
+
+def _batch_id(key: str | None) -> str:
+    if key is None:
+        return str(uuid.uuid4())
+    if problems := checks.check_key(key):
+        raise InvalidMessages(problems)
+    return batch_id_of(key)
+
+
+def _known_id(batch_id: str) -> str:
+    try:
+        return str(uuid.UUID(batch_id))
+    except (ValueError, AttributeError, TypeError):
+        raise NotFound("a batch id is a UUID") from None
+
+
+def _is_pool(rt: Runtime, name: str, batch_id: str) -> bool:
+    return name in rt.settings.pools or name in _ask(rt.store.pools, batch_id)
+
+
+def _ask(question: Callable[[], Any], batch_id: str | None = None) -> Any:
+    """What SQL answers. Raises Unavailable where it does not."""
+    try:
+        return question()
+    except SQLAlchemyError as error:
+        what = f"the database does not answer ({type(error).__name__})"
+        raise Unavailable(what, batch_id) from error
+
+
+def _with_waiting(
+    batch_id: str, found: dict[str, Any] | None, waiting: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """A batch's status with what lies in the inbox. At least one of both is known."""
+    if found is None:
+        if waiting is None:
+            raise NotFound(f"no batch {batch_id}")
+        head = waiting["head"]
+        found = {"batch_id": batch_id, "name": head["name"], "state": str(BatchState.OPEN),
+                 "total": waiting["messages"], "arrived": 0,
+                 "counts": {str(state): 0 for state in State}, "target": head["target"],
+                 "target_kind": head["target_kind"], "finished_at": None, "rate_per_minute": 0,
+                 "created_at": datetime.fromisoformat(head["created_at"])}  # fmt: skip
+    if waiting is not None:
+        found["counts"][State.QUEUED] += max(0, waiting["arrived"] - found["arrived"])
+    return found

@@ -1,0 +1,101 @@
+"""The door of one enqueue call: all messages pass it, before any of them goes anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from worker import checks, templates
+from worker.checks import Call, Checked
+from worker.client.spool import Spool
+from worker.model import InvalidMessages, Message, Problem
+
+#: So many problems of a refused call are kept; the last one says how many more there are.
+MOST_PROBLEMS = 1000
+
+
+class Door:
+    """Checks and serialises the messages of one call."""
+
+    def __init__(
+        self, call: Call, source: Mapping[str, Any] | None,
+        compiled: templates.Compiled | None, needs_sent_copy: bool,
+    ) -> None:  # fmt: skip
+        self._call = call
+        self._source = source
+        self._compiled = compiled
+        self._rules = checks.Rules(source is not None, needs_sent_copy)
+
+    def identity(self) -> bytes:
+        """What makes two calls the same, besides their messages."""
+        return _json({**self._call.header(), "template": self._source}).encode()
+
+    def head(self, now: datetime) -> str:
+        """What ingest needs to know of the batch."""
+        call = self._call
+        return _json({**call.header(), "name": call.name, "template": self._source,
+                      "on_finished": call.on_finished, "created_at": now.isoformat()})  # fmt: skip
+
+    def check(self, row: int, given: object) -> Checked | list[Problem]:
+        """One message, checked by itself and against the template."""
+        found = checks.check(row, given, self._rules)
+        if self._compiled is None or not isinstance(found, Checked):
+            return found
+        try:
+            own = "subject" in found.content
+            self._compiled.check(found.content.get("variables") or {}, own_subject=own)
+        except templates.TemplateProblem as problem:
+            return [Problem(row, problem.code, problem.path, problem.detail)]
+        return found
+
+    def pass_through(self, messages: Any, spool: Spool, *, every: bool) -> list[Problem]:
+        """Lays the good rows into the spool; gives what is wrong with the others.
+
+        `every`: one problem for each refused row, however many; else all problems, of which the
+        first thousand are kept and the last says how many more there are.
+        """
+        rejected: list[Problem] = []
+        left_out, row = 0, 0
+        for row, given in enumerate(rows(messages), start=1):
+            found = self.check(row, given)
+            if isinstance(found, Checked):
+                spool.add(found.row)
+                continue
+            room = 1 if every else MOST_PROBLEMS - len(rejected)
+            rejected += found[:room]
+            left_out += 0 if every else max(0, len(found) - room)
+        spool.flush()
+        if not row:
+            raise InvalidMessages([Problem(0, "EMPTY", "messages", "there is no message")])
+        if left_out:
+            rejected.append(Problem(0, "MORE", "messages", f"and {left_out} more problems"))
+        return rejected
+
+
+def rows(messages: Any) -> Iterator[object]:
+    if isinstance(messages, Message):
+        messages = [messages]
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
+        detail = f"expected messages, got {type(messages).__name__}"
+        raise InvalidMessages([Problem(0, "TYPE", "messages", detail)])
+    return iter(messages)
+
+
+def open_template(
+    given: object,
+) -> tuple[dict[str, Any] | None, templates.Compiled | None, list[Problem]]:
+    if given is None:
+        return None, None, []
+    try:
+        source = checks.check_template(given)
+        return source, templates.compiled(source), []
+    except checks.Refused as refused:
+        return None, None, [Problem(0, refused.code, refused.path, refused.detail)]
+    except templates.TemplateProblem as problem:
+        return None, None, [Problem(0, problem.code, problem.path, problem.detail)]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)

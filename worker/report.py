@@ -1,0 +1,84 @@
+"""What became of a batch, from its first chunk in the inbox to its last row in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from redis import Redis
+
+from worker.inbox import Inbox
+from worker.model import BatchState, NotFound, State
+from worker.store import Store
+
+#: Every worker keeps `postroom:worker:{name}` alive while it ticks.
+WORKERS = "postroom:worker:*"
+
+_WAITING = (State.QUEUED, State.SENDING)
+#: What a retry or a settling can still move.
+_LEFT = (State.FAILED, State.UNKNOWN, State.CANCELLED, State.EXPIRED, State.SUPPRESSED)
+
+
+def status(
+    store: Store, inbox: Inbox, batch_id: str, pools: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, Any]:
+    """State, total, counts, blocked mailboxes, rate and `eta` (seconds; None: cannot be said).
+
+    Known from the moment `enqueue` returned: what still lies in the inbox counts as queued. Redis
+    is asked only about a batch that is not whole in SQL. `pools`: those of the settings and of SQL
+    together. Raises NotFound.
+    """
+    found = store.batch_status(batch_id)
+    if found is None or found["state"] == BatchState.OPEN:
+        waiting = inbox.known(batch_id)
+        # Once more, and after the inbox: what left it meanwhile is counted in SQL.
+        found = _merged(batch_id, store.batch_status(batch_id), waiting)
+    if found is None:
+        raise NotFound(f"there is no batch {batch_id}")
+    remaining = sum(found["counts"][state] for state in _WAITING)
+    rate = found["rate_per_minute"]
+    return found | {
+        "blocked": store.blocked(_mailboxes(store, found, pools)),
+        "eta": round(60 * remaining / rate) if rate and remaining else None,
+    }
+
+
+def left(counts: Mapping[str, int]) -> dict[str, int]:
+    """What neither was sent nor will be, by state: what a retry left where it was."""
+    return {str(state): counts[state] for state in _LEFT if counts[state]}
+
+
+def workers(redis: Redis) -> int:
+    """How many workers ticked in the last seconds."""
+    return sum(1 for _ in redis.scan_iter(match=WORKERS, count=1000))
+
+
+def _merged(
+    batch_id: str, stored: dict[str, Any] | None, waiting: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    if waiting is None:
+        return stored
+    found = stored or _unseen(batch_id, waiting)
+    found["counts"][State.QUEUED] += max(0, waiting["arrived"] - found["arrived"])
+    found["arrived"] = max(waiting["arrived"], found["arrived"])
+    return found
+
+
+def _unseen(batch_id: str, waiting: Mapping[str, Any]) -> dict[str, Any]:
+    """The status of a batch of which SQL has nothing yet."""
+    head = waiting["head"]
+    return {
+        "batch_id": batch_id, "name": head.get("name"), "state": str(BatchState.OPEN),
+        "total": waiting["messages"], "arrived": 0,
+        "counts": {str(state): 0 for state in State},
+        "target": head["target"], "target_kind": head["target_kind"],
+        "created_at": head["created_at"], "finished_at": None, "rate_per_minute": 0,
+    }  # fmt: skip
+
+
+def _mailboxes(
+    store: Store, found: Mapping[str, Any], pools: Mapping[str, Sequence[str]] | None
+) -> Sequence[str]:
+    if found["target_kind"] == "mailbox":
+        return [found["target"]]
+    return (store.pools() if pools is None else pools).get(found["target"], [])

@@ -1,0 +1,298 @@
+"""The statements of sending, for both databases.
+
+One legal transition is one statement with its guard in the WHERE. Rows to change travel as one
+JSON parameter, so that a statement has the same text, and cost, for one message and for a hundred.
+Times travel as seconds from now: the database's clock is the only one that decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import (
+    Boolean,
+    Connection,
+    Float,
+    Integer,
+    Select,
+    String,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    column,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.selectable import FromClause
+
+from worker.model import State
+from worker.store.clock import after, now
+from worker.store.schema import Id, attempts, batches, is_in, mailboxes, messages, queues
+
+
+def given(dialect: str, **columns: Any) -> FromClause:
+    """The rows of the JSON parameter `rows` as a table, the same for both databases."""
+    if dialect == "postgresql":
+        names = [column(name, kind) for name, kind in columns.items()]
+        call = func.jsonb_to_recordset(cast(bindparam("rows", type_=Text), JSONB))
+        return call.table_valued(*names, name="given").render_derived(with_types=True)
+    each = func.json_each(bindparam("rows", type_=Text)).table_valued("value", name="each")
+    picked = [
+        cast(func.json_extract(each.c.value, f"$.{name}"), kind).label(name)
+        if not isinstance(kind, Boolean)
+        else (func.json_extract(each.c.value, f"$.{name}") == 1).label(name)
+        for name, kind in columns.items()
+    ]
+    return select(*picked).select_from(each).subquery("given")
+
+
+def running(batch_id: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether the batch may be sent from now: whole, not paused, not cancelled."""
+    its = batches.alias("its_batch")
+    return exists().where(
+        its.c.id == batch_id,
+        its.c.sealed_at.is_not(None),
+        its.c.paused_at.is_(None),
+        its.c.cancelled_at.is_(None),
+    )
+
+
+def taken_back(batch_id: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether the batch was cancelled: what would return to its queue ends instead."""
+    its = batches.alias("cancelled_batch")
+    return exists().where(its.c.id == batch_id, its.c.cancelled_at.is_not(None))
+
+
+def due_queues(mailbox: str, pools: Sequence[str]) -> Select[Any]:
+    """The queues that this mailbox may serve now, best priority first."""
+    mine = and_(queues.c.target_kind == "mailbox", queues.c.target == mailbox)
+    ours = and_(queues.c.target_kind == "pool", queues.c.target.in_(pools))
+    return (
+        select(
+            queues.c.id,
+            queues.c.priority,
+            queues.c.revision,
+            queues.c.target_kind,
+            queues.c.target,
+            batches.c.id.label("batch_id"),
+            batches.c.template,
+        )
+        .join(batches, batches.c.id == queues.c.batch_id)
+        .where(or_(mine, ours), queues.c.next_due_at <= now(), running(queues.c.batch_id))
+        .order_by(queues.c.priority, queues.c.next_due_at)
+        .limit(64)
+    )
+
+
+def peek_statement() -> Select[Any]:
+    """The next due messages of `queue`, those of this mailbox's `share` of `shares` first.
+
+    The lanes of a pool look at the same queue: by preferring different positions they seldom ask
+    for the same message. `window` bounds what is read, whatever lies in the queue.
+    """
+    window = (
+        select(messages)
+        .where(
+            messages.c.queue_id == bindparam("queue", type_=Id),
+            is_in(State.QUEUED),
+            messages.c.due_at <= now(),
+            messages.c.deadline_at > now(),
+        )
+        .order_by(messages.c.due_at, messages.c.position)
+        .limit(bindparam("window", type_=Integer))
+        .subquery("front")
+    )
+    mine = window.c.position % bindparam("shares", type_=Integer) == bindparam(
+        "share", type_=Integer
+    )
+    return (
+        select(
+            window.c.id,
+            window.c.batch_id,
+            window.c.queue_id,
+            window.c.content,
+            window.c.recipients,
+            window.c.tries,
+            window.c.doubt,
+            window.c.fence,
+        )
+        .order_by(case((mine, 0), else_=1), window.c.due_at, window.c.position)
+        .limit(bindparam("count", type_=Integer))
+    )
+
+
+def claim_statement(dialect: str) -> Any:
+    rows = given(
+        dialect,
+        id=Id,
+        size=Integer(),
+        mailbox=Text(),
+        worker=Text(),
+        lease=Float(),
+        token_left=Float(),
+    )
+    return (
+        update(messages)
+        .where(
+            messages.c.id == rows.c.id,
+            is_in(State.QUEUED),
+            messages.c.due_at <= now(),
+            messages.c.deadline_at > now(),
+            running(messages.c.batch_id),
+        )
+        .values(
+            state=State.SENDING,
+            fence=messages.c.fence + 1,
+            attempts=messages.c.attempts + 1,
+            size=rows.c.size,
+            mailbox=rows.c.mailbox,
+            worker=rows.c.worker,
+            lease_until=after(rows.c.lease),
+            token_ends_at=after(rows.c.token_left),
+        )
+        .returning(messages.c.id, messages.c.fence)
+    )
+
+
+def record_statement(dialect: str) -> Any:
+    """sending → what the verdict says, while the claim is ours.
+
+    A message that returns to its queue ends where its batch is: cancelled, if that was cancelled
+    meanwhile, and unknown rather than cancelled if it is in doubt.
+    """
+    rows = given(
+        dialect,
+        id=Id,
+        fence=Integer(),
+        state=String(),
+        delay=Float(),
+        tries=Integer(),
+        doubt=Boolean(),
+        code=Text(),
+        request_id=Text(),
+    )
+    cancelled = taken_back(messages.c.batch_id)
+    doubt = or_(messages.c.doubt, rows.c.doubt)
+    state = case(
+        (and_(rows.c.state == State.QUEUED, cancelled, doubt), State.UNKNOWN),
+        (and_(rows.c.state == State.QUEUED, cancelled), State.CANCELLED),
+        (and_(rows.c.state == State.FAILED, doubt), State.UNKNOWN),
+        else_=rows.c.state,
+    )
+    sent = rows.c.state == State.SENT
+    return (
+        update(messages)
+        .where(
+            messages.c.id == rows.c.id,
+            messages.c.fence == rows.c.fence,
+            is_in(State.SENDING),
+        )
+        .values(
+            state=state,
+            lease_until=None,
+            due_at=case(
+                (rows.c.state == State.QUEUED, after(rows.c.delay)), else_=messages.c.due_at
+            ),
+            tries=messages.c.tries + rows.c.tries,
+            doubt=and_(doubt, ~sent),
+            error_code=case((sent, None), else_=rows.c.code),
+            request_id=func.coalesce(rows.c.request_id, messages.c.request_id),
+            sent_at=case((sent, now()), else_=None),
+        )
+        .returning(messages.c.id, messages.c.fence)
+    )
+
+
+def evidence_statement(dialect: str) -> Any:
+    """A late 202: any state → sent. Evidence only rises."""
+    rows = given(dialect, id=Id, fence=Integer(), request_id=Text())
+    return (
+        update(messages)
+        .where(messages.c.id == rows.c.id, messages.c.state != State.SENT)
+        .values(
+            state=State.SENT,
+            sent_at=now(),
+            lease_until=None,
+            doubt=False,
+            error_code=None,
+            request_id=rows.c.request_id,
+        )
+    )
+
+
+def attempts_statement(dialect: str) -> Any:
+    rows = given(
+        dialect, id=Id, fence=Integer(), late=Boolean(), batch_id=Id, mailbox=Text(),
+        worker=Text(), outcome=Text(), status=Integer(), code=Text(), detail=Text(),
+        request_id=Text(), client_request_id=Text(), retry_after=Float(), duration=Float(),
+        token_left=Float(), recipients=Integer(), size=Integer(),
+    )  # fmt: skip
+    c = rows.c
+    chosen = select(
+        c.id,
+        c.fence,
+        c.late,
+        c.batch_id,
+        c.mailbox,
+        c.worker,
+        c.outcome,
+        c.status,
+        c.code,
+        c.detail,
+        c.request_id,
+        c.client_request_id,
+        c.retry_after,
+        c.duration,
+        after(c.token_left),
+        c.recipients,
+        c.size,
+        now(),
+    ).where(literal(True))  # SQLite cannot parse INSERT ... SELECT ... ON CONFLICT without WHERE
+    names = [
+        "message_id", "fence", "late", "batch_id", "mailbox", "worker", "outcome", "status",
+        "code", "detail", "request_id", "client_request_id", "retry_after", "duration",
+        "token_ends_at", "recipients", "size", "at",
+    ]  # fmt: skip
+    return insert_for(dialect)(attempts).from_select(names, chosen).on_conflict_do_nothing()
+
+
+def insert_for(dialect: str) -> Any:
+    """The INSERT that knows ON CONFLICT, for this database."""
+    return postgresql.insert if dialect == "postgresql" else sqlite.insert
+
+
+def wake_statement(dialect: str) -> Any:
+    """Messages came back to these queues: due no later than the earliest of them."""
+    rows = given(dialect, id=Id, delay=Float())
+    sooner = after(rows.c.delay)
+    return (
+        update(queues)
+        .where(queues.c.id == rows.c.id)
+        .values(
+            next_due_at=case(
+                (or_(queues.c.next_due_at.is_(None), queues.c.next_due_at > sooner), sooner),
+                else_=queues.c.next_due_at,
+            ),
+            revision=queues.c.revision + 1,
+        )
+    )
+
+
+def cool_mailbox(connection: Connection, mailbox: str, until: ColumnElement[Any]) -> Any:
+    there = mailboxes.c.cooldown_until
+    longer = case((there > until, there), else_=until)
+    return (
+        insert_for(connection.dialect.name)(mailboxes)
+        .values(address=mailbox, cooldown_until=until)
+        .on_conflict_do_update(index_elements=["address"], set_={"cooldown_until": longer})
+    )

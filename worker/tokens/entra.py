@@ -1,0 +1,151 @@
+"""Token requests to Entra, in MSAL's words and over httpx."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import msal
+
+from worker.policy import retry_after
+
+HTTP_TIMEOUT = 10.0  # seconds, for each of connecting, writing, reading
+#: First and longest wait after a refusal, and after a failure that passes by itself.
+REFUSED = (timedelta(seconds=30), timedelta(minutes=15))
+PASSING = (timedelta(seconds=1), timedelta(seconds=30))
+#: Entra's own words for "later"; all others mean the configuration. Numbers are for people:
+#: https://learn.microsoft.com/entra/identity-platform/reference-error-codes
+_PASSING_ERRORS = frozenset({"temporarily_unavailable", "server_error", "slow_down"})
+
+
+class FetchError(Exception):
+    """No token came; `waits`: the first and the longest wait before the next request."""
+
+    def __init__(self, code: str, detail: str, waits: tuple[timedelta, timedelta]) -> None:
+        self.code = code
+        self.detail = detail
+        self.waits = waits
+        super().__init__(code)
+
+
+class Entra:
+    """Token requests by MSAL. Not for two threads at once: `Tokens` holds its mutex."""
+
+    def __init__(
+        self,
+        authority: str,
+        tenant_id: str,
+        client_id: str,
+        credential: str | Mapping[str, Any],
+        scope: str,
+        ca_bundle: str | None,
+    ) -> None:
+        self._authority = f"{authority.rstrip('/')}/{tenant_id}"
+        self._client_id = client_id
+        self._credential = credential
+        self._scope = scope
+        self._ca_bundle = ca_bundle
+        self._http: _HttpForMsal | None = None
+        self._app: Any = None
+        self._http_cache: dict[str, Any] = {}
+
+    def fetch(self) -> tuple[str, timedelta]:
+        """A new token and its lifetime from now. Raises FetchError."""
+        if self._http is None:
+            self._http = _HttpForMsal(self._ca_bundle)
+        self._http.last = None
+        # MSAL would answer from here what it was told before: 5 s to an hour, by its own rules.
+        self._http_cache.clear()
+        try:
+            result = self._application().acquire_token_for_client([self._scope])
+            if "access_token" in result:
+                return str(result["access_token"]), timedelta(seconds=int(result["expires_in"]))
+        except Exception as error:  # noqa: BLE001  # MSAL documents none: httpx's, ValueError, ...
+            raise self._failed({}, error) from None
+        raise self._failed(result, None)
+
+    def close(self) -> None:
+        if self._http is not None:
+            self._http.close()
+        self._http = self._app = None
+
+    def _application(self) -> Any:
+        """MSAL's client, with no token in memory; made on first use, for it asks Entra at once."""
+        if self._app is None:
+            self._app = msal.ConfidentialClientApplication(
+                self._client_id,
+                client_credential=self._credential,
+                authority=self._authority,
+                instance_discovery=False,
+                http_client=self._http,
+                http_cache=self._http_cache,
+            )
+        self._app.remove_tokens_for_client()
+        return self._app
+
+    def _failed(self, result: Mapping[str, Any], error: Exception | None) -> FetchError:
+        """What went wrong, from MSAL's dict or from the last answer that Entra gave."""
+        last = self._http.last if self._http else None
+        said = result or _json(last)
+        name, numbers = said.get("error"), said.get("error_codes")
+        status = last.status_code if last is not None else None
+        code = f"AADSTS{numbers[0]}" if numbers else name or (status and f"HTTP{status}")
+        detail = str(said.get("error_description") or (error if last is None else ""))
+        refused = (
+            status is not None and 400 <= status < 500 and status != 429
+        ) and name not in _PASSING_ERRORS
+        waits = REFUSED if refused else PASSING
+        if last is not None and not refused:
+            asked = retry_after(last.headers.get("retry-after"), last.headers.get("date"))
+            waits = (max(asked, PASSING[0]),) * 2 if asked is not None else waits
+        return FetchError(str(code or type(error).__name__), self._for_people(detail), waits)
+
+    def _for_people(self, detail: str) -> str:
+        """The first line, without what is secret, at most 300 characters."""
+        parts = self._credential
+        for secret in [parts] if isinstance(parts, str) else list(parts.values()):
+            if isinstance(secret, str) and secret:
+                detail = detail.replace(secret, "(secret)")
+        return (detail.splitlines() or [""])[0][:300]
+
+
+class _HttpForMsal:
+    """What MSAL asks of an HTTP client, given by httpx; remembers the last answer.
+
+    MSAL's own client is `requests`, where REQUESTS_CA_BUNDLE beats any `verify=` given to it.
+    """
+
+    def __init__(self, ca_bundle: str | None) -> None:
+        trust = ssl.create_default_context(cafile=ca_bundle) if ca_bundle else True
+        self._client = httpx.Client(verify=trust, timeout=HTTP_TIMEOUT)
+        self.last: httpx.Response | None = None
+
+    def get(self, url: str, params: Any = None, headers: Any = None, **_: Any) -> httpx.Response:
+        self.last = None
+        self.last = self._client.get(url, params=params, headers=headers)
+        return self.last
+
+    def post(
+        self, url: str, params: Any = None, data: Any = None, headers: Any = None, **_: Any
+    ) -> httpx.Response:
+        # MSAL gives an assertion as bytes, of which httpx would make the text "b'...'".
+        form = {k: v.decode() if isinstance(v, bytes) else v for k, v in (data or {}).items()}
+        form = {k: v for k, v in form.items() if v is not None}
+        self.last = None
+        self.last = self._client.post(url, params=params, data=form, headers=headers)
+        return self.last
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _json(response: httpx.Response | None) -> Mapping[str, Any]:
+    """The answer's JSON object, empty where it is something else."""
+    try:
+        said = response.json() if response is not None else {}
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
