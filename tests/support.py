@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import sqlalchemy
 
-from worker.servers import Child, PostgresServer
+from worker.servers import Child
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class Processes:
 
         A command that begins with `celery` or `postroom` is that of this virtual environment.
         """
-        program = Path(sys.executable).with_name(str(command[0]))
+        program = Path(sys.executable).parent / command[0]
         words = [program, *command[1:]] if program.exists() else list(command)
         path = self._directory / f"{log}-{len(self.started)}.log"
         environment = {**self._environment, **(env or {})}
@@ -128,6 +128,3 @@ class Postgres:
 def clean_environment() -> dict[str, str]:
     """Our environment without anything that could steer Postroom from outside."""
     return {name: value for name, value in os.environ.items() if not name.startswith("POSTROOM_")}
-
-
-__all__ = ["Child", "PostgresServer", "Postgres", "Processes", "Sqlite", "upgrade", "wait_until"]

@@ -9,6 +9,7 @@ import ssl
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import httpx
@@ -36,21 +37,21 @@ def authority(tmp_path_factory):
 class Server:
     """A TLS server whose answers are bytes or coroutines; it notes what arrived."""
 
-    def __init__(self, authority, answer=OK):
+    def __init__(self, authority, answer: Any = OK):
         ca, self.ca_bundle = authority
         self.answer = answer
-        self.requests = []
+        self.requests: list[Any] = []
         self.connections = 0
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         ca.issue_cert("localhost").configure_cert(self.context)
-        self._tasks = set()
+        self._tasks: set[Any] = set()
 
     async def __aenter__(self):
         self._server = await asyncio.start_server(self._talk, "127.0.0.1", 0, ssl=self.context)
         self.url = f"https://localhost:{self._server.sockets[0].getsockname()[1]}"
         return self
 
-    async def __aexit__(self, *_):
+    async def __aexit__(self, *error):
         self._server.close()
         for task in self._tasks:
             task.cancel()

@@ -6,17 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redis import Redis
+from redis.exceptions import RedisError
 
 from worker.inbox import Inbox
-from worker.model import BatchState, NotFound, State
+from worker.model import BatchState, NotFound, State, Unavailable
 from worker.store import Store
 
 #: Every worker keeps `postroom:worker:{name}` alive while it ticks.
 WORKERS = "postroom:worker:*"
 
 _WAITING = (State.QUEUED, State.SENDING)
-#: What a retry or a settling can still move.
-_LEFT = (State.FAILED, State.UNKNOWN, State.CANCELLED, State.EXPIRED, State.SUPPRESSED)
 
 
 def status(
@@ -26,11 +25,11 @@ def status(
 
     Known from the moment `enqueue` returned: what still lies in the inbox counts as queued. Redis
     is asked only about a batch that is not whole in SQL. `pools`: those of the settings and of SQL
-    together. Raises NotFound.
+    together. Raises NotFound, Unavailable.
     """
     found = store.batch_status(batch_id)
     if found is None or found["state"] == BatchState.OPEN:
-        waiting = inbox.known(batch_id)
+        waiting = _in_inbox(inbox, batch_id)
         # Once more, and after the inbox: what left it meanwhile is counted in SQL.
         found = _merged(batch_id, store.batch_status(batch_id), waiting)
     if found is None:
@@ -43,14 +42,16 @@ def status(
     }
 
 
-def left(counts: Mapping[str, int]) -> dict[str, int]:
-    """What neither was sent nor will be, by state: what a retry left where it was."""
-    return {str(state): counts[state] for state in _LEFT if counts[state]}
-
-
 def workers(redis: Redis) -> int:
     """How many workers ticked in the last seconds."""
     return sum(1 for _ in redis.scan_iter(match=WORKERS, count=1000))
+
+
+def _in_inbox(inbox: Inbox, batch_id: str) -> Mapping[str, Any] | None:
+    try:
+        return inbox.batch(batch_id)
+    except RedisError as error:
+        raise Unavailable(f"Redis does not answer ({type(error).__name__})") from error
 
 
 def _merged(

@@ -140,9 +140,8 @@ def _subject_and_body(row: _Row, message: Message, rules: Rules) -> None:
         row.refuse("SUBJECT_NONE", "subject", "a subject is needed")
     if _empty(html) and _empty(text):
         row.refuse("BODY_NONE", "html", "give html, text or a template")
-    for path, given in (("html", html), ("text", text)):
-        if given is not None:
-            row.take(path, lambda given=given: body(given, MOST_BODY, "BODY_LEN"))
+    row.take("html", lambda: html if html is None else body(html, MOST_BODY, "BODY_LEN"))
+    row.take("text", lambda: text if text is None else body(text, MOST_BODY, "BODY_LEN"))
 
 
 def _empty(value: object) -> bool:

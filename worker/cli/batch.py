@@ -76,7 +76,7 @@ def watch(batch_id: BatchId, json: Json = False) -> None:
         output.print_json(found)
     else:
         show(found)
-    bad = {state: found["counts"][state] for state in (State.FAILED, State.UNKNOWN)}
+    bad = {str(state): found["counts"][state] for state in (State.FAILED, State.UNKNOWN)}
     if any(bad.values()):
         output.warn(f"batch {found['batch_id']}: {_counts(bad)}")
         raise typer.Exit(1)
@@ -93,20 +93,20 @@ def retry(
     json: Json = False,
 ) -> None:
     """Queues the failed messages again."""
-    from worker import report
+    from worker.client import Client
 
     with migrated() as rt:
-        found = status_of(rt, batch_id)
-        requeued = rt.store.retry(
-            found["batch_id"], include_unknown=include_unknown, by=by or login(), why=why,
-            age=rt.settings.max_age.total_seconds(),
-        )  # fmt: skip
-        left = report.left(status_of(rt, batch_id)["counts"])
+        wanted = an_id(batch_id, "batch")
+        done = Client(lambda: rt).retry(
+            wanted, include_unknown=include_unknown, by=by or login(), why=why
+        )
+        running = workers(rt)
     if json:
-        output.print_json({"requeued": requeued, "left": left})
+        output.print_json(done)
         return
-    output.say(f"{requeued} queued again" + (f"; left: {_counts(left)}" if left else ""))
-    if requeued and found["workers"] == 0:
+    left = _counts(done["left"])
+    output.say(f"{done['requeued']} queued again" + (f"; left: {left}" if left else ""))
+    if done["requeued"] and running == 0:
         output.warn(NO_WORKER)
 
 
@@ -117,9 +117,12 @@ def export(
     json: Json = False,
 ) -> None:
     """Every message of a batch with its state, in the order of its input."""
+    from worker import report
+
     with migrated() as rt:
-        found = status_of(rt, batch_id)
-        rows = rt.store.export(found["batch_id"])
+        wanted = an_id(batch_id, "batch")
+        report.status(rt.store, rt.inbox, wanted, rt.pools())  # raises NotFound
+        rows = rt.store.export(wanted)
         if json:
             _write_array(rows)
         elif format is Format.JSONL:

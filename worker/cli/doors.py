@@ -47,26 +47,45 @@ def migrated() -> Iterator[Runtime]:
 
 def require_tables(store: Store, schema: str | None) -> None:
     """Raises Failed where the database is not migrated, Unavailable where it does not answer."""
-    from alembic.script import ScriptDirectory
-    from sqlalchemy import Column, MetaData, String, Table, inspect, select
-    from sqlalchemy.exc import OperationalError
-
-    from worker.store.engine import migrations_directory
-
-    version = Table("postroom_version", MetaData(), Column("version_num", String(32)))
-    try:
-        there = inspect(store.engine).has_table(version.name, schema=schema)
-    except OperationalError as error:
-        reason = str(error.orig).strip().partition("\n")[0]
-        raise Unavailable(f"the database does not answer: {reason}") from None
-    at = None
-    if there:
-        with store.engine.execution_options(reads=True).connect() as connection:
-            at = connection.execute(select(version.c.version_num)).scalar()
-    wanted = ScriptDirectory(migrations_directory()).get_current_head()
+    at = _revision(store, schema)
+    wanted = _newest_revision()
     if at != wanted:
         is_at = f"is at revision {at}, not {wanted}" if at else "is not migrated"
         raise output.Failed(f"the database {is_at}; run: postroom db upgrade")
+
+
+def upgrade_tables(rt: Runtime) -> str:
+    """Brings the tables up to date; their revision. Raises InvalidSettings, Unavailable."""
+    from worker.store import upgrade
+
+    schema = rt.settings.db_schema or None
+    _revision(rt.store, schema)  # says in our words that the database does not answer
+    upgrade(rt.settings.require_database_url(), schema)
+    return _newest_revision()
+
+
+def _revision(store: Store, schema: str | None) -> str | None:
+    """The revision that the database is at; None where it has none of our tables."""
+    from sqlalchemy import Column, MetaData, String, Table, inspect, select
+    from sqlalchemy.exc import OperationalError
+
+    version = Table("postroom_version", MetaData(), Column("version_num", String(32)))
+    try:
+        if not inspect(store.engine).has_table(version.name, schema=schema):
+            return None
+    except OperationalError as error:
+        reason = str(error.orig).strip().partition("\n")[0]
+        raise Unavailable(f"the database does not answer: {reason}") from None
+    with store.engine.execution_options(reads=True).connect() as connection:
+        return connection.execute(select(version.c.version_num)).scalar()
+
+
+def _newest_revision() -> str:
+    from alembic.script import ScriptDirectory
+
+    from worker.store.engine import migrations_directory
+
+    return str(ScriptDirectory(migrations_directory()).get_current_head())
 
 
 def workers(rt: Runtime) -> int | None:

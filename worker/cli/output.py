@@ -12,6 +12,7 @@ from worker.model import PostroomError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 #: Where no terminal says how wide it is, no cell is to be cut.
 WIDE = 250
@@ -67,7 +68,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     shown = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         shown.add_row(*("" if cell is None else str(cell) for cell in row))
-    console().print(shown)
+    _print(shown)
 
 
 def pairs(values: Mapping[str, Any]) -> None:
@@ -78,7 +79,15 @@ def pairs(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if value not in (None, "", []):
             shown.add_row(name, time_text(value) if isinstance(value, datetime) else str(value))
-    console().print(shown)
+    _print(shown)
+
+
+def _print(table: Table) -> None:
+    """Without the blanks that fill up the last column."""
+    shown = console()
+    with shown.capture() as captured:
+        shown.print(table)
+    say("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def say(text: str) -> None:

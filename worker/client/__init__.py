@@ -108,7 +108,7 @@ class Client:
         template: Template | Mapping[str, Any] | None = None,
         count: int = 3,
     ) -> list[templates.Rendered]:
-        """The first `count` messages as they would be sent, sending none. Raises InvalidMessages."""
+        """The first `count` messages as they would be sent. Raises InvalidMessages."""
         source, compiled, wrong = open_template(template)
         door = Door(Call(), source, compiled, needs_sent_copy=False)
         shown: list[templates.Rendered] = []

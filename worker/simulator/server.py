@@ -32,9 +32,10 @@ class Server:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
-        # Split before decoding, so that a %2F inside a mailbox stays inside.
-        raw = request.raw_path.partition("?")[0].strip("/").split("/")
-        path = [unquote(part) for part in raw]
+        # Split before decoding, so that a %2F inside a mailbox stays inside. Microsoft's SDK
+        # writes /v1.0//users, and Graph takes it.
+        raw = request.raw_path.partition("?")[0].split("/")
+        path = [unquote(part) for part in raw if part]
         match path:
             case [("v1.0" | "beta"), *rest]:
                 return await graph(request, self.state, rest)

@@ -89,14 +89,15 @@ class Entra:
     def _failed(self, result: Mapping[str, Any], error: Exception | None) -> FetchError:
         """What went wrong, from MSAL's dict or from the last answer that Entra gave."""
         last = self._http.last if self._http else None
+        if last is not None and last.status_code < 400:
+            last = None  # Entra did not refuse: its 200 was unreadable, or MSAL stumbled before
         said = result or _json(last)
         name, numbers = said.get("error"), said.get("error_codes")
         status = last.status_code if last is not None else None
         code = f"AADSTS{numbers[0]}" if numbers else name or (status and f"HTTP{status}")
         detail = str(said.get("error_description") or (error if last is None else ""))
-        refused = (
-            status is not None and 400 <= status < 500 and status != 429
-        ) and name not in _PASSING_ERRORS
+        refused = status is not None and 400 <= status < 500 and status != 429
+        refused = refused and name not in _PASSING_ERRORS
         waits = REFUSED if refused else PASSING
         if last is not None and not refused:
             asked = retry_after(last.headers.get("retry-after"), last.headers.get("date"))

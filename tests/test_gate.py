@@ -1,0 +1,272 @@
+"""The gate: one lane a mailbox, four slots, one cooldown, for all workers together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+
+from worker.gate import Gate, keys_of, lane_token
+
+MAILBOX = "notices@contoso.com"
+MS = timedelta(milliseconds=1)
+LONG = timedelta(minutes=1)
+FOUR = ["1", "2", "3", "4"]
+
+
+def on_gate(redis_url: str, work: Callable[[Gate, Redis], Awaitable[Any]], **options: Any) -> None:
+    """Runs `work` with a gate on real Redis; no key is left without an end."""
+
+    async def run() -> None:
+        async with Redis.from_url(redis_url, decode_responses=False) as redis:
+            await work(Gate(redis, **{"concurrency": 4, "lease": LONG} | options), redis)
+            assert [k async for k in redis.scan_iter() if await redis.pttl(k) < 0] == []
+
+    asyncio.run(run())
+
+
+async def until(ask: Callable[[], Awaitable[Any]], what: str) -> Any:
+    """Asks again until the answer is true."""
+    deadline = asyncio.get_running_loop().time() + 20
+    while not (answer := await ask()):
+        assert asyncio.get_running_loop().time() < deadline, f"waited in vain: {what}"
+        await asyncio.sleep(0.005)
+    return answer
+
+
+def test_one_lane_at_a_time_holds_a_mailbox(redis_url: str) -> None:
+    """The second is told how long the first one's lease lasts; other mailboxes are free."""
+
+    async def work(gate: Gate, _: Redis) -> None:
+        assert (await gate.ask(MAILBOX, "a", wanted=["1"])).word == "granted"
+        held = await gate.ask(MAILBOX.upper(), "b", wanted=["2"])
+        assert (held.word, held.count) == ("held", 0)
+        assert timedelta(0) < held.wait <= LONG
+        assert (await gate.ask("other@contoso.com", "b", wanted=["2"])).word == "granted"
+        assert await gate.leave(MAILBOX, "a")
+        assert (await gate.ask(MAILBOX, "b", wanted=["2"])).word == "granted"
+
+    on_gate(redis_url, work)
+
+
+def test_the_lane_of_a_dead_worker_passes_on_with_its_slots(redis_url: str) -> None:
+    """Nobody ends the lane of a killed process: its lease does, and frees its slots with it."""
+
+    async def work(gate: Gate, _: Redis) -> None:
+        assert (await gate.ask(MAILBOX, "dead", wanted=FOUR)).count == 4
+
+        async def next_lane() -> Any:
+            grant = await gate.ask(MAILBOX, "next", wanted=FOUR)
+            return grant if grant.word != "held" else None
+
+        grant = await until(next_lane, "the lease ends")
+        assert (grant.word, grant.count) == ("granted", 4)
+        assert (await gate.ask(MAILBOX, "dead", wanted=["5"])).word == "held"
+
+    on_gate(redis_url, work, lease=200 * MS)
+
+
+def test_a_lane_that_asks_keeps_lease_and_slots(redis_url: str) -> None:
+    """A request of a minute keeps its slot as long as its lane is heard of."""
+
+    async def work(gate: Gate, _: Redis) -> None:
+        loop = asyncio.get_running_loop()
+        await gate.ask(MAILBOX, "a", wanted=["1", "2", "3"])
+        ends = loop.time() + 1.5
+        while loop.time() < ends:  # three leases long
+            await gate.ask(MAILBOX, "a", wanted=())
+        assert (await gate.ask(MAILBOX, "b", wanted=())).word == "held"
+        assert (await gate.ask(MAILBOX, "a", wanted=FOUR)).count == 1
+
+    on_gate(redis_url, work, lease=500 * MS)
+
+
+def test_a_prefix_is_granted_and_what_is_given_back_is_free_at_once(redis_url: str) -> None:
+    """As many of those asked for as there is room for, in the same call that gives back."""
+
+    async def work(gate: Gate, redis: Redis) -> None:
+        assert (await gate.ask(MAILBOX, "a", wanted=["1", "2", "3"])).count == 3
+        assert (await gate.ask(MAILBOX, "a", wanted=["4", "5"])).count == 1
+        full = await gate.ask(MAILBOX, "a", wanted=["5"])
+        assert (full.word, full.count) == ("full", 0)
+        assert full.wait > timedelta(0)
+        again = await gate.ask(MAILBOX, "a", wanted=["5", "6", "7"], given_back=["1", "4"])
+        assert (again.word, again.count) == ("granted", 2)
+        names = await redis.hkeys(keys_of(MAILBOX)[1])
+        assert sorted(names) == [b"2", b"3", b"5", b"6"]
+
+    on_gate(redis_url, work)
+
+
+def test_fifty_tasks_never_send_more_than_four_at_once(redis_url: str) -> None:
+    """The limit holds whoever asks: lanes that come and go, each with several senders."""
+
+    async def work(_: Gate, redis: Redis) -> None:
+        flying: set[str] = set()
+        most = 0
+        sent = 0
+
+        async def lane(number: int) -> None:
+            nonlocal most, sent
+            gate, token, mine = Gate(redis, concurrency=4, lease=LONG), lane_token(), 0
+            while mine < 6:
+                wanted = [f"{token}-{mine}-{n}" for n in range(1 + number % 6)]
+                grant = await gate.ask(MAILBOX, token, wanted=wanted)
+                got = wanted[: grant.count]
+                flying.update(got)
+                most, mine, sent = max(most, len(flying)), mine + len(got), sent + len(got)
+                await asyncio.sleep(0)
+                flying.difference_update(got)
+                await gate.ask(MAILBOX, token, wanted=(), given_back=got)
+                await gate.leave(MAILBOX, token)
+
+        await asyncio.gather(*(lane(n) for n in range(50)))
+        assert most == 4
+        assert sent >= 300
+
+    on_gate(redis_url, work)
+
+
+def test_fifty_senders_of_one_lane_share_its_four_slots(redis_url: str) -> None:
+    """Asking many times at once gives no more than asking once."""
+
+    async def work(gate: Gate, _: Redis) -> None:
+        grants = await asyncio.gather(
+            *(gate.ask(MAILBOX, "a", wanted=[f"{n}-1", f"{n}-2", f"{n}-3"]) for n in range(50))
+        )
+        assert sum(grant.count for grant in grants) == 4
+
+    on_gate(redis_url, work)
+
+
+def test_leaving_is_refused_when_rung_meanwhile(redis_url: str) -> None:
+    """The ring came after the lane's last look: it must look again, or the wake-up is lost."""
+
+    async def work(gate: Gate, _: Redis) -> None:
+        seen = (await gate.ask(MAILBOX, "a", wanted=())).rung
+        await gate.ring(MAILBOX)
+        assert not await gate.leave(MAILBOX, "a", seen)
+        now = (await gate.ask(MAILBOX, "a", wanted=())).rung
+        assert now == seen + 1
+        assert await gate.leave(MAILBOX, "a", now)
+        assert (await gate.ask(MAILBOX, "b", wanted=())).word == "granted"
+
+    on_gate(redis_url, work)
+
+
+def test_who_lost_the_lane_cannot_end_that_of_another(redis_url: str) -> None:
+    """A worker that was frozen comes back: it is told to go, and the lane of today stays."""
+
+    async def work(gate: Gate, _: Redis) -> None:
+        await gate.ask(MAILBOX, "today", wanted=["1"])
+        assert await gate.leave(MAILBOX, "yesterday")
+        assert (await gate.ask(MAILBOX, "b", wanted=())).word == "held"
+
+    on_gate(redis_url, work)
+
+
+def test_a_ring_starts_a_lane_once(redis_url: str) -> None:
+    """1: start it; 0: it is being started, or at work; 1 again when it was at work and left."""
+
+    async def work(gate: Gate, _: Redis) -> None:
+        assert [await gate.ring(MAILBOX) for _ in range(3)] == [1, 0, 0]
+        rung = (await gate.ask(MAILBOX, "a", wanted=())).rung
+        assert await gate.leave(MAILBOX, "a", rung)
+        assert await gate.ring(MAILBOX) == 1
+        await gate.ask(MAILBOX, "a", wanted=())
+        assert await gate.ring(MAILBOX) == 0
+
+    on_gate(redis_url, work)
+
+
+def test_a_ring_whose_task_was_lost_is_sent_again(redis_url: str) -> None:
+    """After a while without a lane at work, the next ring starts one."""
+
+    async def work(gate: Gate, _: Redis) -> None:
+        assert await gate.ring(MAILBOX) == 1
+
+        async def again() -> bool:
+            return await gate.ring(MAILBOX) == 1
+
+        await until(again, "the bell ends")
+
+    on_gate(redis_url, work, bell=100 * MS)
+
+
+def test_a_cooldown_holds_for_every_lane_and_only_grows(redis_url: str) -> None:
+    """A shorter one does not end a longer one; a ring says how much is left."""
+
+    async def work(gate: Gate, _: Redis) -> None:
+        await gate.cool(MAILBOX, 30 * LONG)
+        await gate.cool(MAILBOX, LONG)
+        grant = await gate.ask(MAILBOX, "a", wanted=["1"])
+        assert (grant.word, grant.count) == ("cooling", 0)
+        assert 29 * LONG < grant.wait <= 30 * LONG
+        await gate.leave(MAILBOX, "a")
+        assert (await gate.ask(MAILBOX, "b", wanted=["1"])).word == "cooling"
+        await gate.leave(MAILBOX, "b")
+        assert -30 * LONG <= await gate.ring(MAILBOX) * MS < -29 * LONG
+        assert (await gate.ask("other@contoso.com", "b", wanted=["1"])).word == "granted"
+
+    on_gate(redis_url, work)
+
+
+def test_a_cooldown_ends_by_itself(redis_url: str) -> None:
+    """Nobody has to lift it."""
+
+    async def work(gate: Gate, _: Redis) -> None:
+        await gate.cool(MAILBOX, 150 * MS)
+        assert (await gate.ask(MAILBOX, "a", wanted=["1"])).word == "cooling"
+
+        async def granted() -> bool:
+            return (await gate.ask(MAILBOX, "a", wanted=["1"])).count == 1
+
+        await until(granted, "the cooldown ends")
+
+    on_gate(redis_url, work)
+
+
+def test_a_cooldown_of_days_is_not_forgotten_before_its_end(redis_url: str) -> None:
+    """The keys of a mailbox that nobody works go after a day, but not a cooldown with them."""
+
+    async def work(gate: Gate, redis: Redis) -> None:
+        await gate.cool(MAILBOX, timedelta(days=3))
+        await gate.ring(MAILBOX)
+        await gate.ask(MAILBOX, "a", wanted=())
+        assert await redis.pttl(keys_of(MAILBOX)[0]) * MS > timedelta(days=2)
+
+    on_gate(redis_url, work)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sleep", "a"],
+        ["ask", "a"],
+        ["ask", "a", "soon", 4, 0, 0],
+        ["ask", "a", 1000, 4, 1, "back", 2, "only-one"],
+        ["ask", "a", 1000, 4, 0, 1, "1", "2"],
+        ["ask", "a", -1, 4, 0, 0],
+        ["ring", "often"],
+        ["cool", "1.5"],
+    ],
+)
+def test_wrong_arguments_are_an_error_and_leave_nothing(
+    redis_url: str, arguments: list[Any]
+) -> None:
+    """All or nothing: a call that fails has written nothing."""
+
+    async def work(gate: Gate, redis: Redis) -> None:
+        await gate.ask(MAILBOX, "a", wanted=["back"])
+        keys = keys_of(MAILBOX)
+        before = [await redis.hgetall(key) for key in keys]
+        with pytest.raises(ResponseError, match=r"gate\.lua"):
+            await gate._do(MAILBOX, *arguments)
+        assert [await redis.hgetall(key) for key in keys] == before
+
+    on_gate(redis_url, work)
