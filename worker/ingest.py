@@ -64,13 +64,14 @@ def _head(inbox: Inbox, batch_id: str, max_age: timedelta) -> Head | None:
     if not known:
         return None
     head: Mapping[str, Any] = known["head"]
+    kind, target = head["target_kind"], head["target"]
     created = datetime.fromisoformat(head["created_at"])
     due = datetime.fromisoformat(head["send_at"]) if head.get("send_at") else created
     expires = datetime.fromisoformat(head["expires_at"]) if head.get("expires_at") else None
     return Head(
         id=batch_id, digest=known["digest"], name=head.get("name"),
-        target_kind=head["target_kind"],
-        target=head["target"].lower() if head["target_kind"] == "mailbox" else head["target"], priority=Priority(head["priority"]),
+        target_kind=kind, target=target.lower() if kind == "mailbox" else target,
+        priority=Priority(head["priority"]),
         chunks=known["chunks"], total=known["messages"], created_at=created, due_at=due,
         deadline_at=expires or due + max_age, template=head.get("template"),
         options={"on_finished": head.get("on_finished")},

@@ -15,7 +15,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import IntEnum, StrEnum
 from typing import Any
 
@@ -244,8 +244,8 @@ class Rejected:
 class Blame(StrEnum):
     """Whose configuration refused: what rests until it is mended."""
 
-    TOKEN = "token"  #: 401: the token is refused, all lanes use it
-    MAILBOX = "mailbox"  #: 403, 404: this mailbox may not be used
+    TOKEN = "token"  # noqa: S105  (401: the token is refused, and all lanes use it)
+    MAILBOX = "mailbox"  # 403, 404: this mailbox may not be used
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,7 +311,7 @@ class IdempotencyConflict(PostroomError):
 
 
 class InboxFull(PostroomError):
-    """The inbox has no room. What was kept of the batch stays open; repeat with `batch_id` as key."""
+    """The inbox has no room. What was kept of the batch stays open: repeat with its id as key."""
 
     def __init__(self, batch_id: str) -> None:
         self.batch_id = batch_id

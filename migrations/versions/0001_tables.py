@@ -188,7 +188,8 @@ def upgrade() -> None:
             "state <> 'unknown' OR doubt", name=op.f("ck_messages_unknown_is_doubt")
         ),
         sa.CheckConstraint(
-            "state IN ('queued', 'sending', 'sent', 'failed', 'unknown', 'cancelled', 'expired', 'suppressed')",
+            "state IN ('queued', 'sending', 'sent', 'failed', 'unknown', 'cancelled', 'expired',"
+            " 'suppressed')",
             name=op.f("ck_messages_state"),
         ),
         sa.ForeignKeyConstraint(

@@ -221,7 +221,9 @@ def _known_id(batch_id: str) -> str:
 
 
 def _is_pool(rt: Runtime, name: str, batch_id: str) -> bool:
-    return name in rt.settings.pools or name in _ask(rt.store.pools, batch_id)
+    if name in rt.settings.pools or rt.settings.database_url is None:
+        return name in rt.settings.pools
+    return name in _ask(rt.store.pools, batch_id)
 
 
 def _ask(question: Callable[[], Any], batch_id: str | None = None) -> Any:

@@ -179,9 +179,11 @@ class Tokens:
                 unusable = look.serial  # not by our keys: as good as absent
                 continue
             if token is not None:
-                renew_at = began + (look.renew - look.now) / 1000
+                # The end counts from before the call, what is due from after it: neither is
+                # taken for true before it is so in Redis's time.
+                due_in = (look.renew - look.now) / 1000
                 again = max((look.until - look.now) / 1000, LOOK_AGAIN)
-                return self._hold(token, renew_at if renew_at > began else began + again)
+                return self._hold(token, time.monotonic() + (due_in if due_in > 0 else again))
             if look.until > look.now:
                 raise TokenRefused(
                     look.code.decode(),
@@ -205,6 +207,7 @@ class Tokens:
 
     def _renew(self, fetcher: str, look: _Look, began: float, old: Token | None) -> Token:
         """Fetches a token under the lock; a failure goes on with an old one that is still good."""
+        looked = time.monotonic()
         try:
             value, life = self._entra.fetch()
         except FetchError as failed:
@@ -219,7 +222,7 @@ class Tokens:
         blob = self._fernet.encrypt(value.encode()) if self._fernet else value.encode()
         token = Token(value, began + life.total_seconds(), int(look.new_serial))
         times = (look.now, look.now + _ms(life), look.now + _ms(after))
-        self._hold(token, began + after.total_seconds())
+        self._hold(token, looked + after.total_seconds())
         # Not kept where we took longer than the lock: another's token is there by now, ours is
         # good as well.
         self._call("keep", fetcher, blob, token.serial, *times)

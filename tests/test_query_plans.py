@@ -1,0 +1,146 @@
+"""With a large backlog the frequent statements use their indexes (PostgreSQL)."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from tests.store_kit import MAILBOX, Kit, opened, postgresql_only
+from worker.store import chores
+from worker.store.statements import due_queues
+
+pytestmark = postgresql_only
+
+QUEUED = 50_000
+BATCHES = 2_000  # finished ones beside it, and their queues, as after some months
+
+FILL = """
+    INSERT INTO batches (id, digest, target_kind, target, priority, options, chunks, total,
+                         created_at, sealed_at, finished_at)
+    SELECT gen_random_uuid(), 'd', 'mailbox', 'm' || n, 1, '{}', 1, 20, now(), now(), now()
+    FROM generate_series(1, :batches) AS n;
+    INSERT INTO queues (id, batch_id, target_kind, target, priority)
+    SELECT gen_random_uuid(), id, target_kind, target, priority FROM batches
+    WHERE finished_at IS NOT NULL;
+    INSERT INTO messages (id, batch_id, queue_id, position, recipients, state, due_at,
+                          deadline_at, sent_at)
+    SELECT gen_random_uuid(), q.batch_id, q.id, n, 1, 'sent', now(), now(), now()
+    FROM queues AS q, generate_series(1, 20) AS n WHERE q.batch_id <> :batch;
+    INSERT INTO messages (id, batch_id, queue_id, position, recipients, content, state, due_at,
+                          deadline_at)
+    SELECT gen_random_uuid(), :batch, :queue, n, 1, '{"to": "somebody"}', 'queued',
+           now() - interval '1 hour', now() + interval '1 day'
+    FROM generate_series(2, :queued) AS n;
+    UPDATE messages SET state = 'sending', mailbox = 'm', lease_until = now() - interval '1 hour',
+           token_ends_at = now() WHERE position BETWEEN 100 AND 110 AND batch_id = :batch
+"""
+
+
+@pytest.fixture
+def kit(migrated_url: str) -> Iterator[Kit]:
+    with opened(migrated_url) as kit:
+        head, _ = kit.batch(1)
+        values = {"batches": BATCHES, "batch": head.id, "queue": head.queue_id, "queued": QUEUED}
+        for statement in FILL.split(";"):
+            kit.sql(statement, **{k: v for k, v in values.items() if f":{k}" in statement})
+        with kit.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("ANALYZE")
+        yield kit
+
+
+def plans(kit: Kit, work: Callable[[Any], object]) -> list[dict[str, Any]]:
+    """The nodes of the plans of all statements that `work(connection)` runs."""
+    said: list[tuple[str, Any]] = []
+
+    def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        said.append((statement, parameters))
+
+    event.listen(kit.engine, "before_cursor_execute", note)
+    with kit.engine.connect() as connection:
+        work(connection)
+        event.remove(kit.engine, "before_cursor_execute", note)
+        connection.rollback()
+        found = [
+            connection.exec_driver_sql(
+                f"EXPLAIN (FORMAT JSON) {statement}", parameters
+            ).scalar_one()
+            for statement, parameters in said
+        ]
+    assert found
+    return [
+        n
+        for one in found
+        for n in nodes((json.loads(one) if isinstance(one, str) else one)[0]["Plan"])
+    ]
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A plan's node and all below it."""
+    yield plan
+    for below in plan.get("Plans", []):
+        yield from nodes(below)
+
+
+def indexes(found: list[dict[str, Any]]) -> set[str]:
+    """The indexes that are used; none of the large tables is read from end to end."""
+    whole = {n["Relation Name"] for n in found if n["Node Type"] == "Seq Scan"}
+    assert whole & {"messages", "queues", "batches"} == set()
+    return {n["Index Name"] for n in found if "Index Name" in n}
+
+
+def a_batch(kit: Kit) -> tuple[str, str]:
+    """The running batch and its queue."""
+    [row] = kit.sql("SELECT batch_id, id FROM queues WHERE next_due_at IS NOT NULL")
+    return str(row[0]), str(row[1])
+
+
+def test_the_frequent_statements_use_their_indexes(kit: Kit) -> None:
+    """Peek, claim, the look for queues, and the sweep's chores: none grows with the backlog."""
+    _, queue = a_batch(kit)
+    ids = [str(row[0]) for row in kit.sql("SELECT id FROM messages WHERE state = 'queued' LIMIT 4")]
+
+    peek = plans(kit, lambda c: kit.sending.peek(c, queue, count=64, share=0, shares=1))
+    claim = plans(kit, lambda c: kit.claim_in(c, ids))
+    look = plans(kit, lambda c: c.execute(due_queues(MAILBOX, ["news"])))
+    leases = plans(kit, lambda c: chores.end_leases(c, resend=False, max_attempts=6))
+    correct = plans(kit, lambda c: chores.correct_queue(c, queue, 0))
+
+    assert "ix_messages_due" in indexes(peek)
+    assert "Sort" not in {n["Node Type"] for n in peek if n.get("Plan Rows", 0) > 1000}
+    assert "pk_messages" in indexes(claim)
+    assert "ix_queues_next" in indexes(look)
+    assert "ix_messages_leases" in indexes(leases)
+    assert "ix_messages_due" in indexes(correct)
+
+
+def test_the_end_of_batches_is_found_through_indexes(kit: Kit) -> None:
+    """Only batches that are not finished are looked at, and their queues' first message."""
+    assert "ix_batches_unfinished" in indexes(plans(kit, chores.finish_batches))
+
+
+def test_deadlines_cost_nothing_while_none_has_passed(kit: Kit) -> None:
+    """The queues say when the next one is; messages are not read."""
+    found = plans(kit, chores.end_deadlines)
+
+    assert "messages" not in {n.get("Relation Name") for n in found}
+
+
+def test_states_are_written_into_the_statements(kit: Kit) -> None:
+    """As a parameter a state would hide the partial index from a plan kept for all values."""
+    said: list[str] = []
+    event.listen(
+        kit.engine, "before_cursor_execute", lambda _c, _cur, statement, *_: said.append(statement)
+    )
+    _, queue = a_batch(kit)
+    with kit.engine.connect() as connection:
+        kit.sending.peek(connection, queue, count=1, share=0, shares=1)
+        kit.claim_in(connection, [str(uuid.uuid4())])
+        chores.end_leases(connection, resend=False, max_attempts=6)
+
+    assert sum("state = 'queued'" in s for s in said) == 2
+    assert any("state = 'sending'" in s for s in said)
