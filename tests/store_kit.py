@@ -92,7 +92,13 @@ class Kit:
         assert found is not None
         return found
 
-    def set(self, message_id: str, **values: Any) -> None:
+    def status(self, batch_id: str) -> dict[str, Any]:
+        """A batch as `batch status` sees it."""
+        found = self.store.batch_status(batch_id)
+        assert found is not None
+        return found
+
+    def put(self, message_id: str, **values: Any) -> None:
         """Puts a message where a test needs it."""
         with self.engine.begin() as c:
             c.execute(update(messages).where(messages.c.id == message_id).values(**values))
@@ -128,7 +134,7 @@ class Kit:
 
     def lose(self, message_id: str) -> None:
         """Lets the lease of a claim have run out."""
-        self.set(message_id, lease_until=datetime.now(UTC) - timedelta(minutes=1))
+        self.put(message_id, lease_until=datetime.now(UTC) - timedelta(minutes=1))
 
     def end_leases(self, *, resend: bool = False, max_attempts: int = 6) -> int:
         """The sweep's chore."""
@@ -147,7 +153,13 @@ def chunk(head: Head, number: int, positions: Any, digest: str | None = None) ->
 
 def to_claim(message_id: str, **fields: Any) -> ToClaim:
     """A request to claim."""
-    known = {"size": 900, "mailbox": MAILBOX, "worker": "w-1", "lease": 90.0, "token_left": 3000.0}
+    known: dict[str, Any] = {
+        "size": 900,
+        "mailbox": MAILBOX,
+        "worker": "w-1",
+        "lease": 90.0,
+        "token_left": 3000.0,
+    }
     return ToClaim(message_id, **known | fields)
 
 

@@ -22,7 +22,8 @@ def demo(
     tmp_path: Path, *words: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:  # fmt: skip
     return subprocess.run(
-        [POSTROOM, "demo", *words], env=clean_environment() | {"TMPDIR": str(tmp_path)} | environment,
+        [POSTROOM, "demo", *words],
+        env=clean_environment() | {"TMPDIR": str(tmp_path)} | environment,
         cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip
 
@@ -94,7 +95,8 @@ def test_an_interrupted_demo_leaves_no_process(
 def test_a_worker_that_dies_ends_the_demo_with_its_last_lines(tmp_path: Path, processes: Processes):
     """No waiting for what cannot come."""
     child = processes.start(["postroom", "demo", "20000"], {"TMPDIR": str(tmp_path)}, log="demo")
-    log = wait_until(lambda: next(tmp_path.glob("postroom-demo-*/worker.log"), None), "it runs", 60)
+    found = wait_until(lambda: list(tmp_path.glob("postroom-demo-*/worker.log")), "it runs", 60)
+    log = found[0]
     wait_until(lambda: "ready." in log.read_text(), "the worker is ready", 60)
     worker = next(
         int(process.name) for process in Path("/proc").glob("[0-9]*")
@@ -125,7 +127,9 @@ def test_a_worker_that_dies_ends_the_demo_with_its_last_lines(tmp_path: Path, pr
 )
 def test_ledger_and_sql_agree_or_are_said_to_differ(state: str, entries: int, verdict: Verdict):
     """Sent means one entry, not sent means none, and doubt may be either."""
-    assert compare([{"id": "a", "state": state}], [{"marker": "a"}] * entries) == verdict
+    ledger = [{"marker": "a"} for _ in range(entries)]
+
+    assert compare([{"id": "a", "state": state}], ledger) == verdict
 
 
 def test_a_mail_that_sql_does_not_know_is_a_disagreement():

@@ -344,9 +344,7 @@ def test_two_threads_with_one_key_make_one_batch(whole: Runtime):
     receipts: list[Receipt] = []
 
     def call() -> None:
-        receipts.append(
-            client_of(whole).enqueue(mails(1000), sender=SENDER, idempotency_key=KEY)
-        )
+        receipts.append(client_of(whole).enqueue(mails(1000), sender=SENDER, idempotency_key=KEY))
 
     threads = [threading.Thread(target=call) for _ in range(4)]
     for thread in threads:

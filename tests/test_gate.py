@@ -19,12 +19,14 @@ LONG = timedelta(minutes=1)
 FOUR = ["1", "2", "3", "4"]
 
 
-def on_gate(redis_url: str, work: Callable[[Gate, Redis], Awaitable[Any]], **options: Any) -> None:
+def on_gate(
+    redis_url: str, work: Callable[[Gate, Redis], Awaitable[Any]], **options: timedelta
+) -> None:
     """Runs `work` with a gate on real Redis; no key is left without an end."""
 
     async def run() -> None:
         async with Redis.from_url(redis_url, decode_responses=False) as redis:
-            await work(Gate(redis, **{"concurrency": 4, "lease": LONG} | options), redis)
+            await work(Gate(redis, concurrency=4, **{"lease": LONG} | options), redis)
             assert [k async for k in redis.scan_iter() if await redis.pttl(k) < 0] == []
 
     asyncio.run(run())

@@ -10,7 +10,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, Engine, create_engine, inspect, text
+from sqlalchemy import Connection, Engine, inspect, text
 
 from tests.store_kit import Kit, postgresql_only
 from worker.model import State
@@ -157,29 +157,3 @@ def schema_kit(url: str, schema: str) -> Iterator[Kit]:
         yield kit
     finally:
         kit.store.close()
-
-
-@postgresql_only
-def test_an_upgrade_waits_for_a_slow_one(database_url: str) -> None:
-    """Longer than a short transaction's lock_timeout: the other migration may build an index."""
-    from threading import Thread
-
-    from tests.support import wait_until
-
-    engine = create_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
-    with engine.connect() as slow:
-        slow.execute(text("SELECT pg_advisory_lock(7220413)"))
-        other = Thread(target=upgrade, args=(database_url,))
-        other.start()
-        waiting = text(
-            "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'advisory'"
-            " AND datname = current_database() AND now() - query_start > interval '4 seconds'"
-        )
-        wait_until(lambda: slow.execute(waiting).all(), "the upgrade waits for four seconds")
-        slow.rollback()
-        slow.execute(text("SELECT pg_advisory_unlock(7220413)"))
-        slow.commit()
-        other.join(30)
-    engine.dispose()
-
-    assert tables_in(database_url) == sorted([*table_names(), VERSION])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -57,8 +56,9 @@ def plans(kit: Kit, work: Callable[[Any], object]) -> list[dict[str, Any]]:
     """The nodes of the plans of all statements that `work(connection)` runs."""
     said: list[tuple[str, Any]] = []
 
-    def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        said.append((statement, parameters))
+    def note(_c: Any, _cur: Any, statement: str, parameters: Any, _ctx: Any, many: bool) -> None:
+        if not many:  # inserting rows needs no index to be found
+            said.append((statement, parameters))
 
     event.listen(kit.engine, "before_cursor_execute", note)
     with kit.engine.connect() as connection:
@@ -66,17 +66,11 @@ def plans(kit: Kit, work: Callable[[Any], object]) -> list[dict[str, Any]]:
         event.remove(kit.engine, "before_cursor_execute", note)
         connection.rollback()
         found = [
-            connection.exec_driver_sql(
-                f"EXPLAIN (FORMAT JSON) {statement}", parameters
-            ).scalar_one()
-            for statement, parameters in said
+            connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {one}", values).scalar_one()
+            for one, values in said
         ]
     assert found
-    return [
-        n
-        for one in found
-        for n in nodes((json.loads(one) if isinstance(one, str) else one)[0]["Plan"])
-    ]
+    return [node for one in found for node in nodes(one[0]["Plan"])]
 
 
 def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -66,11 +66,11 @@ def test_a_constraint_refuses_what_its_name_says(
 
 def _break(kit: Kit, table: str, batch_id: str, message_id: str, values: dict[str, Any]) -> None:
     if table == "messages":
-        kit.set(message_id, **values)
+        kit.put(message_id, **values)
     elif table == "batches":
         kit.set_batch(batch_id, **values)
     else:
-        whole = {
+        whole: dict[str, dict[str, Any]] = {
             "attempts": {"message_id": message_id, "fence": 1, "batch_id": batch_id,
                          "mailbox": "a@x.org", "recipients": 1, "at": NOW},
             "mailboxes": {"address": "a@x.org"},
@@ -128,5 +128,5 @@ def test_sqlite_serves_two_processes_at_once(kit: Kit, caplog: pytest.LogCapture
         worker.join(60)
 
     assert [worker.exitcode for worker in workers] == [0, 0]
-    assert kit.store.batch_status(head.id)["counts"]["sent"] == 100
+    assert kit.status(head.id)["counts"]["sent"] == 100
     assert kit.sql("SELECT late, count(*) FROM attempts GROUP BY 1") == [(False, 100)]

@@ -63,7 +63,7 @@ def test_chunks_in_any_order_seal_exactly_once(kit: Kit) -> None:
     sealed = [kit.store.arrive([head], [piece]) for piece in pieces]
 
     assert [len(one) for one in sealed] == [0] * 9 + [1]
-    assert kit.store.batch_status(head.id)["counts"]["queued"] == 20
+    assert kit.status(head.id)["counts"]["queued"] == 20
 
 
 def test_chunks_from_two_threads_seal_exactly_once(kit: Kit) -> None:
@@ -109,10 +109,10 @@ def test_what_arrives_of_a_cancelled_batch_is_cancelled(kit: Kit) -> None:
     head = kit.head(2, chunks=2)
     kit.store.arrive([head], [chunk(head, 1, [1])])
     kit.set_batch(head.id, cancelled_at=datetime.now(UTC))
-    kit.set(message_id_of(head.id, 1), state=State.CANCELLED)
+    kit.put(message_id_of(head.id, 1), state=State.CANCELLED)
     kit.store.arrive([head], [chunk(head, 2, [2])])
 
-    assert kit.store.batch_status(head.id)["counts"]["cancelled"] == 2
+    assert kit.status(head.id)["counts"]["cancelled"] == 2
     assert [row["id"] for row in kit.store.finish_batches()] == [head.id]
 
 

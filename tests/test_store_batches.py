@@ -62,7 +62,7 @@ def test_the_state_of_a_batch_follows_from_its_four_times(
     head, _ = kit.batch()
     kit.set_batch(head.id, **{k: datetime.now(UTC) if v else None for k, v in times.items()})
 
-    assert kit.store.batch_status(head.id)["state"] == state
+    assert kit.status(head.id)["state"] == state
 
 
 def test_the_newest_batches_are_listed_first(kit: Kit) -> None:

@@ -100,7 +100,7 @@ def test_nothing_of_a_cancelled_batch_is_queued_again(kit: Kit) -> None:
 def test_what_waited_too_long_ends(kit: Kit, doubt: bool, state: str) -> None:
     """`expired` says surely not sent, so a message in doubt becomes `unknown`."""
     _, [one] = kit.batch(deadline_at=datetime.now(UTC) - HOUR)
-    kit.set(one, doubt=doubt)
+    kit.put(one, doubt=doubt)
 
     assert [kit.store.end_deadlines(), kit.store.end_deadlines()] == [1, 0]
     assert kit.message(one)["state"] == state
@@ -109,7 +109,7 @@ def test_what_waited_too_long_ends(kit: Kit, doubt: bool, state: str) -> None:
 def test_what_still_has_time_is_left_alone_and_found_later(kit: Kit) -> None:
     """The queue's row names the next deadline after the first ones have passed."""
     head, [early, late] = kit.batch(2, deadline_at=datetime.now(UTC) - HOUR)
-    kit.set(late, deadline_at=datetime.now(UTC) + HOUR)
+    kit.put(late, deadline_at=datetime.now(UTC) + HOUR)
 
     assert kit.store.end_deadlines() == 1
     assert kit.message(early)["state"] == "expired"
@@ -120,7 +120,7 @@ def test_what_was_being_sent_when_its_deadline_passed_expires_on_its_return(kit:
     """The queue's deadline counts what is in flight: else nobody would ever look again."""
     head, one, fence = kit.claimed()
     gone = datetime.now(UTC) - HOUR
-    kit.set(one, deadline_at=gone)
+    kit.put(one, deadline_at=gone)
     kit.sql("UPDATE queues SET deadline_at = :at", at=_text(kit, gone))
 
     assert kit.store.end_deadlines() == 0
@@ -137,7 +137,7 @@ def _text(kit: Kit, at: datetime) -> object:
 def test_a_deadline_that_arrives_meanwhile_is_not_forgotten(kit: Kit) -> None:
     """A retry that commits while the sweep waits for the queue's row leaves its deadline there."""
     head, [expires, failed] = kit.batch(2, deadline_at=datetime.now(UTC) - HOUR)
-    kit.set(failed, state=State.FAILED)
+    kit.put(failed, state=State.FAILED)
     with ThreadPoolExecutor(1) as thread, kit.engine.connect() as first:
         with first.begin():
             batches.retry(first, head.id, include_unknown=False, by="x", why=None, age=60)
@@ -167,7 +167,7 @@ def test_a_batch_is_finished_only_when_nothing_is_queued_or_sending(kit: Kit) ->
     kit.look()
     assert [row["id"] for row in kit.store.finish_batches()] == [head.id]
     assert kit.store.finish_batches() == []
-    assert kit.store.batch_status(head.id)["state"] == "finished"
+    assert kit.status(head.id)["state"] == "finished"
 
 
 def test_an_open_batch_is_never_finished(kit: Kit) -> None:
@@ -187,7 +187,7 @@ def test_a_cancelled_batch_ends_with_what_is_in_flight(kit: Kit) -> None:
     kit.record(to_record(head, one, fence, LATER))
 
     assert [row["id"] for row in kit.store.finish_batches()] == [head.id]
-    assert kit.store.batch_status(head.id)["state"] == "cancelled"
+    assert kit.status(head.id)["state"] == "cancelled"
 
 
 def test_a_retry_reopens_a_finished_batch(kit: Kit) -> None:
@@ -198,7 +198,7 @@ def test_a_retry_reopens_a_finished_batch(kit: Kit) -> None:
     assert len(kit.store.finish_batches()) == 1
 
     assert _retry(kit, head.id) == 1
-    assert kit.store.batch_status(head.id)["state"] == "running"
+    assert kit.status(head.id)["state"] == "running"
     assert kit.store.finish_batches() == []
 
 
@@ -222,7 +222,7 @@ def test_a_batch_that_is_retried_meanwhile_does_not_end_as_finished(
                 _wait_for_lock(kit)
         assert retry_first or other.result(20) == 1
 
-    assert kit.store.batch_status(head.id)["state"] == "running"
+    assert kit.status(head.id)["state"] == "running"
 
 
 # ---- retry --------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def test_two_retries_at_once_queue_once(kit: Kit) -> None:
     """Two operators press the button: nobody gets two mails, and one event tells of it."""
     head, ids = kit.batch(50)
     for one in ids:
-        kit.set(one, state=State.FAILED)
+        kit.put(one, state=State.FAILED)
     with ThreadPoolExecutor(2) as threads:
         requeued = list(threads.map(lambda _: _retry(kit, head.id), range(2)))
 
@@ -277,7 +277,7 @@ def test_the_unknown_are_retried_only_when_asked_and_stay_in_doubt(kit: Kit) -> 
 def test_a_retry_with_a_nearer_deadline_is_seen_by_the_sweep(kit: Kit) -> None:
     """The queue's deadline is never later than the earliest of its messages."""
     head, [one, _] = kit.batch(2)
-    kit.set(one, state=State.FAILED)
+    kit.put(one, state=State.FAILED)
     kit.store.retry(head.id, include_unknown=False, by="ann", why=None, age=60)
 
     assert kit.queue(head)["deadline_at"] <= datetime.now(UTC) + 2 * timedelta(minutes=1)

@@ -86,7 +86,7 @@ def test_a_mailbox_sees_no_queue_of_another(kit: Kit) -> None:
 def test_an_expired_message_does_not_stand_in_the_way(kit: Kit) -> None:
     """It cannot be claimed, so a lane must not be shown it again and again."""
     _, [gone, good] = kit.batch(2)
-    kit.set(gone, deadline_at=datetime.now(UTC) - HOUR)
+    kit.put(gone, deadline_at=datetime.now(UTC) - HOUR)
 
     assert [due.id for due in kit.look(count=1).due] == [good]
 
@@ -137,7 +137,7 @@ def test_nothing_is_claimed_after_pause_or_cancel(kit: Kit, column: str) -> None
 def test_nothing_is_claimed_outside_its_time(kit: Kit, column: str, hours: int) -> None:
     """Neither past its deadline nor before it is due."""
     _, [one] = kit.batch()
-    kit.set(one, **{column: datetime.now(UTC) + hours * HOUR})
+    kit.put(one, **{column: datetime.now(UTC) + hours * HOUR})
 
     assert kit.claim([one]) == {}
     assert kit.look() is None
@@ -212,7 +212,7 @@ def _unknown(kit: Kit) -> tuple[Any, str, int]:
 def test_a_late_202_turns_any_state_into_sent(kit: Kit, state: str) -> None:
     """Evidence only rises; the late word is a second audit row, never over the first."""
     head, one, fence = _unknown(kit)
-    kit.set(one, state=state, doubt=state == "unknown")
+    kit.put(one, state=state, doubt=state == "unknown")
 
     assert kit.record(to_record(head, one, fence, SENT)) == set()
 
@@ -226,7 +226,7 @@ def test_a_late_202_turns_any_state_into_sent(kit: Kit, state: str) -> None:
 def test_a_late_202_counts_while_the_next_claim_is_under_way(kit: Kit) -> None:
     """And the outcome of that next claim then comes late itself: it changes no state."""
     head, one, old = _unknown(kit)
-    kit.set(one, state=State.QUEUED)
+    kit.put(one, state=State.QUEUED)
     new = kit.claim([one])[one]
     kit.record(to_record(head, one, old, SENT))
     kit.record(to_record(head, one, new, IN_DOUBT))
@@ -254,7 +254,7 @@ def test_a_late_word_that_proves_nothing_changes_no_state(kit: Kit, verdict: Ver
 def test_a_refusal_of_a_message_in_doubt_leaves_it_unknown(kit: Kit) -> None:
     """An earlier attempt may have sent it: `failed` would claim what nobody knows."""
     head, one, fence = kit.claimed()
-    kit.set(one, doubt=True)
+    kit.put(one, doubt=True)
     kit.record(to_record(head, one, fence, FAILED))
 
     assert kit.message(one)["state"] == "unknown"
@@ -264,7 +264,7 @@ def test_a_refusal_of_a_message_in_doubt_leaves_it_unknown(kit: Kit) -> None:
 def test_a_throttled_message_of_a_cancelled_batch_ends(kit: Kit, doubt: bool, state: str) -> None:
     """It returns to no queue; where it may have been sent, nobody says that it was not."""
     head, one, fence = kit.claimed()
-    kit.set(one, doubt=doubt)
+    kit.put(one, doubt=doubt)
     kit.set_batch(head.id, cancelled_at=datetime.now(UTC))
     kit.record(to_record(head, one, fence, LATER))
 

@@ -60,7 +60,7 @@ def test_many_lanes_share_few_transactions(kit: Kit) -> None:
     assert claims == dict.fromkeys(ids, 1)
     assert ours == [True] * 200
     assert len(commits) <= 6
-    assert kit.store.batch_status(head.id)["counts"]["sent"] == 200
+    assert kit.status(head.id)["counts"]["sent"] == 200
 
 
 def test_two_lanes_that_want_one_message_do_not_both_get_it(kit: Kit) -> None:
@@ -121,7 +121,8 @@ def terminate(kit: Kit, raw: psycopg.Connection[Any]) -> None:
 def raw_of(connection: Any) -> psycopg.Connection[Any]:
     """The driver's own connection under SQLAlchemy's."""
     raw = connection.connection.dbapi_connection
-    return getattr(raw, "driver_connection", raw)
+    found: psycopg.Connection[Any] = getattr(raw, "driver_connection", raw)
+    return found
 
 
 def once_at(engine: Engine, name: str, strike: Any) -> list[Any]:
@@ -196,7 +197,7 @@ def test_outcomes_survive_a_lost_connection(kit: Kit, when: str, strike: Any) ->
     assert len(struck) == 1
     assert ours == [True] * 20
     assert kit.sql("SELECT late, count(*) FROM attempts GROUP BY 1") == [(False, 20)]
-    counts = kit.store.batch_status(head.id)["counts"]
+    counts = kit.status(head.id)["counts"]
     assert (counts["sent"], counts["queued"]) == (10, 10)
 
 

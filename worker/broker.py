@@ -12,26 +12,49 @@ import re
 from typing import Any
 
 from celery import Celery
-from kombu import Queue
+from celery.app.amqp import AMQP
+from kombu import Connection, Queue
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 log = logging.getLogger(__name__)
 
 QUEUE = "postroom"
+PREFIX = "postroom:"
 #: Tasks wait at most so long for a worker, in seconds; the sweep rings again anyway.
 EXPIRES = 10.0
 
 
+#: A worker looks again so soon for a Redis that went away, in seconds.
+RECONNECT = 1.0
+
+
+class QuickConnection(Connection):
+    """Looks for its server every second. kombu's own waits grow to 30 s, and Celery offers no
+    setting for them: after a long outage a worker would stay idle for as long again.
+    """
+
+    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """As kombu's, with even waits."""
+        even = {"interval_start": RECONNECT, "interval_step": 0, "interval_max": RECONNECT}
+        return super().ensure_connection(*args, **{**kwargs, **even})
+
+
+class QuickAMQP(AMQP):
+    """Celery's, with that connection."""
+
+    Connection = QuickConnection
+
+
 def make_app(redis_url: str) -> Celery:
     """The application, configured for a Redis that restarts, stalls and forgets."""
-    app = Celery("postroom", broker=celery_url(redis_url), set_as_current=False)
+    app = Celery("postroom", broker=celery_url(redis_url), amqp=QuickAMQP, set_as_current=False)
     app.conf.update(
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
             "ack_emulation": False,
-            "global_keyprefix": "postroom:",
+            "global_keyprefix": PREFIX,
             "socket_connect_timeout": 2,
             "socket_timeout": 30,  # far above any stall: a failed reply costs a reconnect
             "socket_keepalive": True,
@@ -75,6 +98,11 @@ def celery_url(redis_url: str) -> str:
     return f"redis+socket://{path}?virtual_host={number[1] if number else 0}"
 
 
+def backlog_key() -> str:
+    """The Redis list in which tasks wait for a worker."""
+    return f"{PREFIX}{QUEUE}"
+
+
 class Bell:
     """Sends the doorbell tasks. A ring that fails is no failure: the ticker looks every second."""
 
@@ -94,9 +122,12 @@ class Bell:
         self._ring("postroom.finish", batch_id)
 
     def _ring(self, task: str, *args: Any) -> None:
-        try:
-            self._app.send_task(
-                task, args=args, queue=QUEUE, expires=EXPIRES, retry=False, ignore_result=True
-            )
-        except (OperationalError, RedisError, OSError) as error:
-            log.warning("the bell of %s was not heard (%s)", task, type(error).__name__)
+        for last in (False, True):  # after a restart of Redis, kombu's first try meets a dead socket
+            try:
+                self._app.send_task(
+                    task, args=args, queue=QUEUE, expires=EXPIRES, retry=False, ignore_result=True
+                )
+                return
+            except (OperationalError, RedisError, OSError) as error:
+                if last:
+                    log.warning("the bell of %s was not heard (%s)", task, type(error).__name__)

@@ -8,12 +8,14 @@ outcome is committed does the slot fall free for the next message.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
+import math
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
@@ -39,16 +41,25 @@ from worker.model import (
 )
 from worker.policy import conclude
 from worker.store import Store, ToClaim, ToRecord, Writer
+from worker.store.retrying import is_passing
 from worker.tokens import Token, TokenRefused, Tokens
 
 log = logging.getLogger(__name__)
 
-#: A lane works for this long, then lets other mailboxes of the process have its thread.
+#: A lane works for this long, then lets other mailboxes of the process have its thread; for the
+#: shorter time where others wait.
 TURN = timedelta(seconds=5)
+SHORT_TURN = timedelta(seconds=1)
 #: Waiting for less than this is done in place; for more, the lane ends and is woken.
 MOMENT = timedelta(seconds=1)
-#: The lane's lease is renewed at least this often.
+#: The lane's lease is renewed at least this often, whatever the lane itself waits for.
 HEARTBEAT = timedelta(seconds=2)
+#: A refused credential is asked after again so soon; asking costs one look into Redis.
+PROBE = timedelta(seconds=5)
+#: Where Redis or the database is away, the next try comes so soon.
+RECOVERY = timedelta(seconds=1)
+#: After a stop, what is in flight has the request timeout and this much more to be recorded.
+GRACE = timedelta(seconds=3)
 #: How many due messages are looked at in one go.
 PEEK = 64
 
@@ -82,6 +93,7 @@ class Deps:
     rules: Rules
     worker: str  #: this process, on claims and attempts
     stop: Stop
+    crowded: Callable[[], bool] = lambda: False  #: whether others wait for a thread of the process
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +121,33 @@ class Lane:
     _flying: set[asyncio.Task[None]] = field(default_factory=set)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
     _rung: int = -1
+    _ours_until: float = math.inf  # monotonic: until then no other lane has the mailbox
+    _abandoned: bool = False  # a stop took too long
+    _rest_until: float = 0.0  # monotonic: the mailbox is to rest, which Redis may not know yet
 
     async def run(self) -> dict[str, Any]:
         """Works until nothing is due, the turn is over, or it must wait for more than a moment."""
         why, wait = "", timedelta(0)
+        work = asyncio.create_task(self._work())
+        keeper = asyncio.create_task(self._keep(work))
         try:
-            why, wait = await self._work()
+            why, wait = await work
         except TokenRefused as refused:
             why, wait = refused.code, refused.wait
+            self._rest_until = time.monotonic() + min(wait, PROBE).total_seconds()
+        except RedisError:
+            why, wait = "Redis", RECOVERY
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            why, wait = "the database", RECOVERY
+        except asyncio.CancelledError:
+            if not self._abandoned:
+                raise
+            why = "a stop"
         finally:
             await self._land()
+            keeper.cancel()
         result: dict[str, Any] = dict(sorted(self.done.items()))
         if why:
             result |= {"waits_for": why, "seconds": round(wait.total_seconds(), 1)}
@@ -126,9 +155,11 @@ class Lane:
 
     async def _work(self) -> tuple[str, timedelta]:
         """The loop of the lane; gives what it must wait for and how long, if it must."""
-        ends = time.monotonic() + TURN.total_seconds()
+        began = time.monotonic()
         grant, _ = await self._ask(0)  # takes the lane before anything is looked at
-        while grant.word != "held" and not self.deps.stop.is_set() and time.monotonic() < ends:
+        while time.monotonic() < self._ours_until and not self.deps.stop.is_set():
+            if self._turn_is_over(began):
+                return NEXT_TURN, timedelta(0)
             before = self._rung
             await self._look()
             wanted = min(len(self._buffer), self.deps.rules.concurrency - len(self._flying))
@@ -145,6 +176,33 @@ class Lane:
             elif not wanted and await self.deps.gate.leave(self.mailbox, self.token, before):
                 break
         return (grant.word, grant.wait) if grant.word == "held" else ("", timedelta(0))
+
+    def _turn_is_over(self, began: float) -> bool:
+        turn = SHORT_TURN if self.deps.crowded() else TURN
+        return time.monotonic() >= began + turn.total_seconds()
+
+    async def _keep(self, work: asyncio.Task[Any]) -> None:
+        """Renews the lease while the lane waits for SQL, Entra or Graph; bounds a stop.
+
+        What a stop gives up is not lost: its claim's lease runs out, and it is in doubt.
+        """
+        rules = self.deps.rules
+        end, stopped_at = time.monotonic() + (TURN + rules.lease).total_seconds(), math.inf
+        while True:
+            await asyncio.sleep(HEARTBEAT.total_seconds() / 2)
+            now = time.monotonic()
+            if self.deps.stop.is_set():
+                stopped_at = min(stopped_at, now)
+            if now > stopped_at + (rules.request_timeout + GRACE).total_seconds():
+                log.error("mailbox %s: the stop leaves %d sends without a record",
+                          self.mailbox, len(self._flying))  # fmt: skip
+                self._abandoned = True
+                for task in (work, *self._flying):
+                    task.cancel()
+                return
+            if now < end:
+                with contextlib.suppress(RedisError):
+                    await self._ask(0)
 
     async def _look(self) -> None:
         """Fills the buffer from the best queue: priority first, then whoever had fewer turns."""
@@ -166,7 +224,17 @@ class Lane:
         """Renews the lease, gives slots back, asks for `wanted` new ones; gives their names."""
         free, self._free = self._free, []
         names = [f"{self.token}-{next(self._numbers)}" for _ in range(wanted)]
-        grant = await self.deps.gate.ask(self.mailbox, self.token, wanted=names, given_back=free)
+        asked = time.monotonic()
+        try:
+            grant = await self.deps.gate.ask(
+                self.mailbox, self.token, wanted=names, given_back=free
+            )
+        except RedisError:
+            self._free += free
+            raise
+        # A lease that lapsed is not taken up again: its slots may be another lane's by now.
+        kept = grant.word != "held" and asked < self._ours_until
+        self._ours_until = asked + self.deps.gate.lease.total_seconds() if kept else -math.inf
         if grant.rung != self._rung:
             self._rung = grant.rung
             if not grant.count:
@@ -183,7 +251,9 @@ class Lane:
             ToClaim(p.due.id, len(p.body), self.mailbox, self.deps.worker, lease, left)
             for p in ready
         ])  # fmt: skip
-        deadline = began + (rules.lease - rules.request_timeout).total_seconds()
+        deadline = min(
+            began + (rules.lease - rules.request_timeout).total_seconds(), self._ours_until
+        )
         for slot, prepared in zip(slots, ready, strict=True):
             fence = claimed.get(prepared.due.id)
             if fence is None:
@@ -233,6 +303,8 @@ class Lane:
         """Tells the other workers what they must know before they send again."""
         try:
             if verdict.cooldown:
+                rest_until = time.monotonic() + verdict.cooldown.total_seconds()
+                self._rest_until = max(self._rest_until, rest_until)
                 await self.deps.gate.cool(self.mailbox, verdict.cooldown)
             if isinstance(outcome, Blocked) and outcome.blame is Blame.TOKEN:
                 code = outcome.answer.code or "Unauthorized"
@@ -252,13 +324,25 @@ class Lane:
         )
 
     async def _land(self) -> None:
-        """Waits for what is in flight, keeping the lane meanwhile, then leaves it."""
+        """Waits for what is in flight, then leaves the lane, for as long as it is ours."""
         while self._flying:
             await self._wait()
-            await self.deps.gate.ask(self.mailbox, self.token, wanted=())
-        await self.deps.gate.leave(self.mailbox, self.token)
+        lapses = min(self._ours_until, time.monotonic() + self.deps.gate.lease.total_seconds())
+        while True:
+            try:
+                rest = self._rest_until - time.monotonic()
+                if rest > 0:
+                    await self.deps.gate.cool(self.mailbox, timedelta(seconds=rest))
+                await self.deps.gate.leave(self.mailbox, self.token)
+                return
+            except RedisError:
+                if self.deps.stop.is_set() or time.monotonic() > lapses:
+                    return
+            await asyncio.sleep(0.2)
 
 
+#: Why a lane ended that has more to do: other mailboxes come first.
+NEXT_TURN = "its next turn"
 #: What a person reads in Flower for each outcome.
 NAMES: Mapping[type[Outcome], str] = {
     Accepted: "sent",

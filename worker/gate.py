@@ -13,8 +13,9 @@ from redis.asyncio import Redis
 
 #: A lane that is not heard of for this long is dead: another worker may take the mailbox.
 LANE_LEASE = timedelta(seconds=10)
-#: A ring counts as under way for this long; then the next one sends a task again.
-BELL = timedelta(seconds=10)
+#: A ring counts as under way for this long; then the next one sends a task again. Short, for a
+#: task that was lost costs this time; one too many costs a look.
+BELL = timedelta(seconds=3)
 
 _SCRIPT = Path(__file__).with_name("gate.lua").read_text(encoding="utf-8")
 
@@ -38,6 +39,7 @@ class Gate:
     ) -> None:  # fmt: skip
         self._call = redis.register_script(_SCRIPT)
         self._concurrency = concurrency
+        self.lease = lease
         self._lease_ms = int(lease.total_seconds() * 1000)
         self._bell_ms = int(bell.total_seconds() * 1000)
 

@@ -33,7 +33,7 @@ def status(
         # Once more, and after the inbox: what left it meanwhile is counted in SQL.
         found = _merged(batch_id, store.batch_status(batch_id), waiting)
     if found is None:
-        raise NotFound(f"there is no batch {batch_id}")
+        raise NotFound(f"no batch {batch_id}")
     remaining = sum(found["counts"][state] for state in _WAITING)
     rate = found["rate_per_minute"]
     return found | {

@@ -35,6 +35,10 @@ T = TypeVar("T")
 REDIS_TIMEOUT = 1.5
 
 
+#: How long the end of a process waits for its last outcomes, in seconds.
+CLOSING = 3.0
+
+
 class Runtime:
     """The doors of one process. Each is built when it is first used."""
 
@@ -42,6 +46,7 @@ class Runtime:
         self.settings = settings
         self.pid = os.getpid()
         self.stop = threading.Event()
+        self.crowded = threading.Event()  # tasks wait for a thread of some worker
         self.name = f"{socket.gethostname()}:{self.pid}:{secrets.token_hex(3)}"
         self._lock = threading.RLock()
 
@@ -155,7 +160,10 @@ class Runtime:
 
     async def _close_on_loop(self) -> None:
         if "writer" in self.__dict__:
-            await self.writer.close()
+            try:
+                await asyncio.wait_for(self.writer.close(), CLOSING)
+            except TimeoutError:
+                log.warning("the database does not answer: outcomes are lost, and in doubt")
         if "graph" in self.__dict__:
             await self.graph.close()
 

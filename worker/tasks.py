@@ -6,10 +6,12 @@ Each task is a line or two; what it does stands in the flow.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from celery import bootsteps, signals
@@ -17,11 +19,11 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker import runtime
-from worker.broker import make_app
+from worker.broker import backlog_key, make_app
 from worker.config import Settings
 from worker.deliver import Deps, Lane, Rules
 from worker.ingest import ingest
-from worker.model import InvalidSettings
+from worker.model import InvalidSettings, OnUnknown
 from worker.sweep import mailboxes_of, sweep
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ except InvalidSettings as error:
 
 #: How often each worker looks by itself, whether it was rung or not.
 TICK = timedelta(seconds=1)
+#: A wait of at most so many seconds is rung after to the moment; longer ones the sweep ends.
+SOON = 10.0
 #: One sweep a tick for all workers together; its mark in Redis lives a little shorter than a tick.
 SWEPT = "postroom:swept"
 #: Each worker keeps such a key alive, so that `send` and `status` can say that none runs.
@@ -43,9 +47,13 @@ ALIVE = "postroom:worker:"
 def deliver(mailbox: str) -> dict[str, Any]:
     """Works one mailbox for a while; says what became of its messages."""
     rt = runtime.current()
-    pools = {name: list(of) for name, of in rt.pools().items() if mailbox in of}
+    try:
+        pools = {name: list(of) for name, of in rt.pools().items() if mailbox in of}
+    except SQLAlchemyError as error:
+        log.warning("mailbox %s: no answer from SQL (%s)", mailbox, type(error).__name__)
+        return {"waits_for": "the database"}
     result = rt.call(Lane(_deps(rt), mailbox, pools).run())
-    if result.get("waits_for") not in {None, "held"}:
+    if result.get("waits_for") not in {None, "held"} and result["seconds"] <= SOON:
         _ring_after(rt, mailbox, result["seconds"])
     return result
 
@@ -92,7 +100,7 @@ def _deps(rt: runtime.Runtime) -> Deps:
     )  # fmt: skip
     return Deps(
         store=rt.store, writer=rt.writer, gate=rt.gate, graph=rt.graph, tokens=rt.tokens,
-        rules=rules, worker=rt.name, stop=rt.stop,
+        rules=rules, worker=rt.name, stop=rt.stop, crowded=rt.crowded.is_set,
     )  # fmt: skip
 
 
@@ -126,18 +134,21 @@ def _ring_after(rt: runtime.Runtime, mailbox: str, seconds: float) -> None:
 
     async def later() -> None:
         await asyncio.sleep(seconds)
-        if not rt.stop.is_set() and await rt.gate.ring(mailbox) > 0:
-            await asyncio.to_thread(rt.bell.deliver, mailbox)
+        with contextlib.suppress(RedisError):
+            if not rt.stop.is_set() and await rt.gate.ring(mailbox) > 0:
+                await asyncio.to_thread(rt.bell.deliver, mailbox)
 
     rt.submit(later())
 
 
 def _quietly(work: Callable[[], Any]) -> None:
-    """Runs a chore that comes again by itself: trouble with Redis or SQL is only said."""
+    """Runs a chore that comes again by itself: trouble is only said, and ends no ticker."""
     try:
         work()
     except (RedisError, SQLAlchemyError, OSError) as error:
         log.warning("%s: trying again", type(error).__name__)
+    except Exception:
+        log.exception("a chore failed, and will be tried again")
 
 
 class Ticker(bootsteps.StartStopStep):
@@ -164,11 +175,15 @@ class Ticker(bootsteps.StartStopStep):
     def _run(self) -> None:
         rt = runtime.current()
         while not rt.stop.wait(TICK.total_seconds()):
-            _quietly(lambda: self._tick(rt))
+            # Each for itself: an inbox that cannot be read must not keep the lanes asleep.
+            for chore in (self._show, _ingest, self._sweep):
+                _quietly(partial(chore, rt))
 
-    def _tick(self, rt: runtime.Runtime) -> None:
+    def _show(self, rt: runtime.Runtime) -> None:
         rt.redis.set(ALIVE + rt.name, "1", ex=5)
-        _ingest(rt)
+        (rt.crowded.set if rt.redis.llen(backlog_key()) else rt.crowded.clear)()
+
+    def _sweep(self, rt: runtime.Runtime) -> None:
         if rt.redis.set(SWEPT, rt.name, nx=True, px=int(TICK.total_seconds() * 900)):
             _sweep(rt)
 
@@ -194,5 +209,8 @@ def _check_settings(**_: Any) -> None:
         rt.settings.identity()
         rt.settings.credential()
         rt.settings.require_database_url()
+        if rt.settings.on_unknown is OnUnknown.RECONCILE:
+            log.warning("ON_UNKNOWN=reconcile: looking into mailboxes is not built yet, so what "
+                        "may have been sent is held until a person settles it")  # fmt: skip
     except InvalidSettings as error:
         raise SystemExit(f"postroom: {error}") from None

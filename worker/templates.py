@@ -182,5 +182,3 @@ def _name_in(error: UndefinedError) -> str:
 
 def _short(error: TemplateError) -> str:
     return " ".join((error.message or type(error).__name__).split())[:200]
-
-

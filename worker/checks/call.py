@@ -161,9 +161,7 @@ def _parsed(text: str) -> datetime:
     raise Refused("TIME_SYNTAX", f"{shown(text)}: give e.g. 2026-10-25T09:00+02:00")
 
 
-def _order(
-    send_at: datetime | None, expires_at: datetime | None, now: datetime
-) -> list[Problem]:
+def _order(send_at: datetime | None, expires_at: datetime | None, now: datetime) -> list[Problem]:
     if expires_at is not None and expires_at <= max(send_at or now, now):
         return [Problem(0, "TIME_ORDER", "expires_at", "expires before it can be sent")]
     return []

@@ -19,7 +19,9 @@ MOST_BODY = 1_000_000  # bytes in UTF-8
 MOST_ITEM = 3_000_000  # bytes as JSON; Graph takes requests of up to 4 MB
 FIELDS = tuple(f.name for f in dataclasses.fields(Message))
 
-_LINKS = re.compile(r"<(?:https?://|mailto:)[!-;=?-~]+>(?:\s*,\s*<(?:https?://|mailto:)[!-;=?-~]+>)*")
+_LINKS = re.compile(
+    r"<(?:https?://|mailto:)[!-;=?-~]+>(?:\s*,\s*<(?:https?://|mailto:)[!-;=?-~]+>)*"
+)
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 

@@ -107,7 +107,7 @@ def an_id(text: str, what: str) -> str:
     try:
         return str(uuid.UUID(text))
     except ValueError:
-        raise NotFound(f"there is no {what} {text!r}: its id would be a UUID") from None
+        raise NotFound(f"no {what} {text!r}: an id is a UUID") from None
 
 
 def login() -> str:

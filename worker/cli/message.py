@@ -32,7 +32,7 @@ def show(
     with migrated() as rt:
         found = rt.store.message(wanted)
     if found is None:
-        raise NotFound(f"there is no message {wanted}")
+        raise NotFound(f"no message {wanted}")
     if json:
         output.print_json(found)
         return

@@ -168,10 +168,13 @@ def _dry_run(rt: Runtime, order: _Order, *, json: bool) -> None:
     problems = _call_problems(rt, order)
     rows = 0
     first: list[Rendered] = []
-    for count, wrong, shown in _checked(file, order.template):
-        rows += count
-        problems += wrong
-        first += shown[: RENDERED - len(first)]
+    try:
+        for count, wrong, shown in _checked(rt, file, order.template):
+            rows += count
+            problems += wrong
+            first += shown[: RENDERED - len(first)]
+    except InvalidMessages as error:  # of the file as a whole
+        problems += error.problems
     if any(p.row == 0 or not order.skip_invalid for p in problems):
         raise _refused(file, problems, json=json)
     rejected = len(_by_row(problems))
@@ -195,12 +198,12 @@ def _call_problems(rt: Runtime, order: _Order) -> list[Problem]:
 
 
 def _checked(
-    file: CsvFile, template: Template
+    rt: Runtime, file: CsvFile, template: Template
 ) -> Iterator[tuple[int, list[Problem], list[Rendered]]]:
     """(rows, problems, rows as they would be sent), block by block so that memory stays flat."""
     from worker.client import Client
 
-    client, rows, done = Client.from_env(), iter(file), 0
+    client, rows, done = Client(lambda: rt), iter(file), 0
     while block := list(itertools.islice(rows, _BLOCK)):
         wrong = [row for row in block if isinstance(row, Problem)]
         rendered: list[Rendered] = []
