@@ -25,6 +25,9 @@ def run() -> None:
     engine = make_engine(url)
     with engine.connect() as connection:
         if engine.dialect.name == "postgresql":
+            # Upgrades that start together wait for each other, however long the first one takes.
+            connection.execute(text("SET statement_timeout = 0"))
+            connection.execute(text("SET lock_timeout = 0"))
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": UPGRADE_LOCK})
             if schema:
                 quoted = engine.dialect.identifier_preparer.quote_schema(schema)

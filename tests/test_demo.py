@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,19 +29,18 @@ def demo(
     )  # fmt: skip
 
 
-def running_in(directory: Path) -> list[str]:
-    """Command lines of processes that name something in `directory` or work there."""
-    found = []
+def running_in(directory: Path) -> dict[int, str]:
+    """pid → command line of the processes that name `directory` or work in a demo's inside it."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             place = str((process / "cwd").readlink())
         except OSError:
             continue
-        if int(process.name) != os.getpid() and (
-            str(directory) in words or place.startswith(f"{directory}/postroom-demo-")
-        ):
-            found.append(words)
+        ours = str(directory) in words or place.startswith(f"{directory}/postroom-demo-")
+        if ours and int(process.name) != os.getpid():
+            found[int(process.name)] = words
     return found
 
 
@@ -54,7 +54,7 @@ def test_the_demo_sends_every_message_once_and_leaves_nothing_running(tmp_path: 
     assert (found["token_requests"], found["duplicates"], found["disagreements"]) == (1, 0, 0)
     assert found["per_second"] > 0
     assert all(Path(log).exists() for log in found["logs"])
-    assert running_in(tmp_path) == []
+    assert running_in(tmp_path) == {}
 
 
 def test_what_the_demo_prints_to_try_next_works(tmp_path: Path):
@@ -82,8 +82,7 @@ def test_an_interrupted_demo_leaves_no_process(
 ):
     """Ctrl-C, a stop and even a kill end Redis, simulator, worker and beat."""
     child = processes.start(["postroom", "demo", "20000"], {"TMPDIR": str(tmp_path)}, log="demo")
-    wait_until(lambda: any("celery" in words and "beat" in words for words in running_in(tmp_path)),
-               "the demo runs", 60)  # fmt: skip
+    wait_until(lambda: "worker beat" in " ".join(running_in(tmp_path).values()), "it runs", 60)
 
     child.signal(number)
     child.process.wait(40)
@@ -98,11 +97,7 @@ def test_a_worker_that_dies_ends_the_demo_with_its_last_lines(tmp_path: Path, pr
     found = wait_until(lambda: list(tmp_path.glob("postroom-demo-*/worker.log")), "it runs", 60)
     log = found[0]
     wait_until(lambda: "ready." in log.read_text(), "the worker is ready", 60)
-    worker = next(
-        int(process.name) for process in Path("/proc").glob("[0-9]*")
-        if process.joinpath("cwd").exists() and process.joinpath("cwd").resolve() == log.parent
-        and b"worker\0-P" in process.joinpath("cmdline").read_bytes()
-    )  # fmt: skip
+    worker = next(pid for pid, words in running_in(tmp_path).items() if "worker -P" in words)
 
     os.kill(worker, signal.SIGKILL)
 
@@ -127,13 +122,13 @@ def test_a_worker_that_dies_ends_the_demo_with_its_last_lines(tmp_path: Path, pr
 )
 def test_ledger_and_sql_agree_or_are_said_to_differ(state: str, entries: int, verdict: Verdict):
     """Sent means one entry, not sent means none, and doubt may be either."""
-    ledger = [{"marker": "a"} for _ in range(entries)]
+    ledger: list[dict[str, Any]] = [{"marker": "a"} for _ in range(entries)]
 
     assert compare([{"id": "a", "state": state}], ledger) == verdict
 
 
 def test_a_mail_that_sql_does_not_know_is_a_disagreement():
     """Also one without a marker."""
-    ledger = [{"marker": "a"}, {"marker": "b"}, {"marker": None}]
+    ledger: list[dict[str, Any]] = [{"marker": "a"}, {"marker": "b"}, {"marker": None}]
 
     assert compare([{"id": "a", "state": "sent"}], ledger) == Verdict(0, 2, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread
 
 import pytest
 from alembic import command
@@ -13,6 +14,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, Engine, inspect, text
 
 from tests.store_kit import Kit, postgresql_only
+from tests.support import wait_until
 from worker.model import State
 from worker.store import Store, make_engine, upgrade
 from worker.store.engine import alembic_config
@@ -157,3 +159,23 @@ def schema_kit(url: str, schema: str) -> Iterator[Kit]:
         yield kit
     finally:
         kit.store.close()
+
+
+@postgresql_only
+def test_an_upgrade_waits_for_a_slow_one(database_url: str) -> None:
+    """Longer than a short transaction's lock_timeout: the other migration may build an index."""
+    with engine_of(database_url) as engine, engine.connect() as slow:
+        slow.execute(text("SELECT pg_advisory_lock(7220413)"))
+        other = Thread(target=upgrade, args=(database_url,))
+        other.start()
+        waiting = text(
+            "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'advisory'"
+            " AND datname = current_database() AND clock_timestamp() - query_start > interval '4 seconds'"
+        )
+        wait_until(lambda: slow.execute(waiting).all(), "the upgrade waits for four seconds")
+        slow.rollback()
+        slow.execute(text("SELECT pg_advisory_unlock(7220413)"))
+        slow.commit()
+        other.join(30)
+
+    assert tables_in(database_url) == sorted([*table_names(), VERSION])

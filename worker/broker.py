@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery
@@ -122,12 +123,15 @@ class Bell:
         self._ring("postroom.finish", batch_id)
 
     def _ring(self, task: str, *args: Any) -> None:
-        for last in (False, True):  # after a restart of Redis, kombu's first try meets a dead socket
-            try:
-                self._app.send_task(
-                    task, args=args, queue=QUEUE, expires=EXPIRES, retry=False, ignore_result=True
-                )
-                return
-            except (OperationalError, RedisError, OSError) as error:
-                if last:
-                    log.warning("the bell of %s was not heard (%s)", task, type(error).__name__)
+        # After a restart of Redis, kombu's first try may meet a connection that is dead.
+        if not self._sent(task, args) and not self._sent(task, args):
+            log.warning("the bell of %s was not heard", task)
+
+    def _sent(self, task: str, args: Sequence[Any]) -> bool:
+        try:
+            self._app.send_task(
+                task, args=args, queue=QUEUE, expires=EXPIRES, retry=False, ignore_result=True
+            )
+        except (OperationalError, RedisError, OSError):
+            return False
+        return True

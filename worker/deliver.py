@@ -15,8 +15,8 @@ import math
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -39,7 +39,7 @@ from worker.model import (
     Unknown,
     Verdict,
 )
-from worker.policy import conclude
+from worker.policy import backoff, conclude
 from worker.store import Store, ToClaim, ToRecord, Writer
 from worker.store.retrying import is_passing
 from worker.tokens import Token, TokenRefused, Tokens
@@ -120,9 +120,11 @@ class Lane:
     _free: list[str] = field(default_factory=list)  # slots to give back at the next asking
     _flying: set[asyncio.Task[None]] = field(default_factory=set)
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
+    _landed: asyncio.Event = field(default_factory=asyncio.Event)
     _rung: int = -1
     _ours_until: float = math.inf  # monotonic: until then no other lane has the mailbox
     _abandoned: bool = False  # a stop took too long
+    _trouble: int = 0  # how often in a row sends of this mailbox went wrong
     _rest_until: float = 0.0  # monotonic: the mailbox is to rest, which Redis may not know yet
 
     async def run(self) -> dict[str, Any]:
@@ -146,8 +148,7 @@ class Lane:
                 raise
             why = "a stop"
         finally:
-            await self._land()
-            keeper.cancel()
+            await self._land(keeper)
         result: dict[str, Any] = dict(sorted(self.done.items()))
         if why:
             result |= {"waits_for": why, "seconds": round(wait.total_seconds(), 1)}
@@ -162,9 +163,9 @@ class Lane:
                 return NEXT_TURN, timedelta(0)
             before = self._rung
             await self._look()
-            wanted = min(len(self._buffer), self.deps.rules.concurrency - len(self._flying))
-            token = await self._token() if wanted else None
-            grant, slots = await self._ask(wanted)
+            wanted = min(len(self._buffer), self._allowed() - len(self._flying))
+            token = await self._token() if wanted > 0 else None
+            grant, slots = await self._ask(max(0, wanted))
             if token and slots:
                 await self._send_next(slots, token)
             elif self._flying:
@@ -173,9 +174,13 @@ class Lane:
                 return grant.word, grant.wait
             elif grant.wait:
                 await asyncio.sleep(grant.wait.total_seconds())
-            elif not wanted and await self.deps.gate.leave(self.mailbox, self.token, before):
+            elif wanted <= 0 and await self.deps.gate.leave(self.mailbox, self.token, before):
                 break
         return (grant.word, grant.wait) if grant.word == "held" else ("", timedelta(0))
+
+    def _allowed(self) -> int:
+        """How many may fly at once: a mailbox in trouble tries again with one message."""
+        return 1 if self._trouble else self.deps.rules.concurrency
 
     def _turn_is_over(self, began: float) -> bool:
         turn = SHORT_TURN if self.deps.crowded() else TURN
@@ -188,8 +193,10 @@ class Lane:
         """
         rules = self.deps.rules
         end, stopped_at = time.monotonic() + (TURN + rules.lease).total_seconds(), math.inf
-        while True:
-            await asyncio.sleep(HEARTBEAT.total_seconds() / 2)
+        while not self._landed.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._landed.wait(), HEARTBEAT.total_seconds() / 2)
+                return
             now = time.monotonic()
             if self.deps.stop.is_set():
                 stopped_at = min(stopped_at, now)
@@ -202,7 +209,7 @@ class Lane:
                 return
             if now < end:
                 with contextlib.suppress(RedisError):
-                    await self._ask(0)
+                    await self._renew()
 
     async def _look(self) -> None:
         """Fills the buffer from the best queue: priority first, then whoever had fewer turns."""
@@ -221,9 +228,18 @@ class Lane:
         return token if token is not None else await asyncio.to_thread(self.deps.tokens.get)
 
     async def _ask(self, wanted: int) -> tuple[Grant, list[str]]:
-        """Renews the lease, gives slots back, asks for `wanted` new ones; gives their names."""
-        free, self._free = self._free, []
+        """Asks for `wanted` slots; gives the names of those granted."""
         names = [f"{self.token}-{next(self._numbers)}" for _ in range(wanted)]
+        grant = await self._renew(names)
+        if grant.rung != self._rung:
+            self._rung = grant.rung
+            if not grant.count:
+                self._buffer.clear()  # something new is due, and may be more urgent
+        return grant, names[: grant.count]
+
+    async def _renew(self, names: Sequence[str] = ()) -> Grant:
+        """Renews the lease, gives slots back, asks for new ones of these names."""
+        free, self._free = self._free, []
         asked = time.monotonic()
         try:
             grant = await self.deps.gate.ask(
@@ -235,11 +251,8 @@ class Lane:
         # A lease that lapsed is not taken up again: its slots may be another lane's by now.
         kept = grant.word != "held" and asked < self._ours_until
         self._ours_until = asked + self.deps.gate.lease.total_seconds() if kept else -math.inf
-        if grant.rung != self._rung:
-            self._rung = grant.rung
-            if not grant.count:
-                self._buffer.clear()  # something new is due, and may be more urgent
-        return grant, names[: grant.count]
+        self._trouble = grant.trouble
+        return grant
 
     async def _send_next(self, slots: list[str], token: Token) -> None:
         """Claims the next messages, one a slot, committed, and lets each go its way."""
@@ -261,7 +274,7 @@ class Lane:
                 continue
             flight = asyncio.create_task(self._fly(prepared, fence, slot, token, deadline))
             self._flying.add(flight)
-            flight.add_done_callback(self._landed)
+            flight.add_done_callback(self._has_landed)
 
     def _prepare(self, due: Due) -> Prepared:
         """The request of a message; a template that fails is the message's own rejection."""
@@ -277,7 +290,7 @@ class Lane:
         self, prepared: Prepared, fence: int, slot: str, token: Token, deadline: float
     ) -> None:
         """Run, conclude, record: the way of one message from its claim to its audit row."""
-        deps, due = self.deps, prepared.due
+        deps, due, trouble = self.deps, prepared.due, self._trouble
         outcome = prepared.problem or await deps.graph.send(
             self.mailbox, prepared.body, token.value, deadline=deadline
         )
@@ -285,7 +298,10 @@ class Lane:
             outcome, tries=due.tries, doubt=due.doubt, max_attempts=deps.rules.max_attempts,
             on_unknown=deps.rules.on_unknown, jitter=random.random(),  # noqa: S311
         )  # fmt: skip
-        await self._warn(outcome, verdict, token)
+        if verdict.cooldown and (cap := TROUBLE.get(type(outcome))):
+            longer = backoff(trouble, random.random(), cap=cap)  # noqa: S311
+            verdict = replace(verdict, cooldown=max(verdict.cooldown, longer))
+        await self._warn(outcome, verdict, token, trouble)
         await deps.writer.record(
             ToRecord(
                 id=due.id, fence=fence, batch_id=due.batch_id, queue_id=due.queue_id,
@@ -299,20 +315,24 @@ class Lane:
         log.info("message %s: %s (%s)", due.id, verdict.state, outcome.answer.code or "accepted",
                  extra={"message_id": due.id, "batch_id": due.batch_id})  # fmt: skip
 
-    async def _warn(self, outcome: Outcome, verdict: Verdict, token: Token) -> None:
+    async def _warn(self, outcome: Outcome, verdict: Verdict, token: Token, trouble: int) -> None:
         """Tells the other workers what they must know before they send again."""
+        gate = self.deps.gate
         try:
             if verdict.cooldown:
                 rest_until = time.monotonic() + verdict.cooldown.total_seconds()
                 self._rest_until = max(self._rest_until, rest_until)
-                await self.deps.gate.cool(self.mailbox, verdict.cooldown)
+                seen = trouble if isinstance(outcome, tuple(TROUBLE)) else None
+                await gate.cool(self.mailbox, verdict.cooldown, trouble=seen)
+            elif trouble and isinstance(outcome, Accepted | Rejected):
+                await gate.calm(self.mailbox)
             if isinstance(outcome, Blocked) and outcome.blame is Blame.TOKEN:
                 code = outcome.answer.code or "Unauthorized"
                 await asyncio.to_thread(self.deps.tokens.reject, token.serial, code)
         except RedisError as error:
             log.warning("Redis does not answer (%s): nothing more is sent", type(error).__name__)
 
-    def _landed(self, flight: asyncio.Task[None]) -> None:
+    def _has_landed(self, flight: asyncio.Task[None]) -> None:
         self._flying.discard(flight)
         if not flight.cancelled() and (error := flight.exception()):
             # The claim's lease runs out and the sweep takes the message for what it is: unknown.
@@ -323,26 +343,40 @@ class Lane:
             self._flying, timeout=HEARTBEAT.total_seconds(), return_when=asyncio.FIRST_COMPLETED
         )
 
-    async def _land(self) -> None:
+    async def _land(self, keeper: asyncio.Task[None]) -> None:
         """Waits for what is in flight, then leaves the lane, for as long as it is ours."""
         while self._flying:
             await self._wait()
+        self._landed.set()
+        await keeper  # whose last asking must not come after the leave: it would take the lane anew
         lapses = min(self._ours_until, time.monotonic() + self.deps.gate.lease.total_seconds())
-        while True:
-            try:
-                rest = self._rest_until - time.monotonic()
-                if rest > 0:
-                    await self.deps.gate.cool(self.mailbox, timedelta(seconds=rest))
-                await self.deps.gate.leave(self.mailbox, self.token)
+        while not await self._leave():
+            if self.deps.stop.is_set() or time.monotonic() > lapses:
                 return
-            except RedisError:
-                if self.deps.stop.is_set() or time.monotonic() > lapses:
-                    return
             await asyncio.sleep(0.2)
+
+    async def _leave(self) -> bool:
+        """Leaves the lane; False where Redis does not answer."""
+        try:
+            rest = self._rest_until - time.monotonic()
+            if rest > 0:
+                await self.deps.gate.cool(self.mailbox, timedelta(seconds=rest))
+            await self.deps.gate.leave(self.mailbox, self.token)
+        except RedisError:
+            return False
+        return True
 
 
 #: Why a lane ended that has more to do: other mailboxes come first.
 NEXT_TURN = "its next turn"
+#: After these a mailbox rests, each time in a row for longer, up to so long. Without a connection
+#: another try does no harm; in doubt it may cost another message its certainty.
+TROUBLE: Mapping[type[Outcome], timedelta] = {
+    NotSent: timedelta(seconds=10),
+    Unknown: timedelta(minutes=5),
+    Blocked: timedelta(minutes=5),
+}
+
 #: What a person reads in Flower for each outcome.
 NAMES: Mapping[type[Outcome], str] = {
     Accepted: "sent",

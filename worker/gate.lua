@@ -3,16 +3,18 @@
 -- KEYS[1]  postroom:{mailbox}:gate    hash
 --            lane    token of the lane that works this mailbox; lease  until when (ms)
 --            cool    until when the mailbox rests (ms)
+--            trouble how often in a row its sends went wrong
 --            rung    how often the lane was rung; bell  until when a ring counts as under way (ms)
 -- KEYS[2]  postroom:{mailbox}:slots   hash: slot id -> "expiry(ms) lane token"
 --
 -- Times are Redis's own, in milliseconds. ARGV[1] is the verb:
 --   ask    token lease_ms slots #given_back id... #wanted id...
---            -> {"granted"|"held"|"cooling"|"full", count, wait_ms, rung}
+--            -> {"granted"|"held"|"cooling"|"full", count, wait_ms, rung, trouble}
 --   leave  token rung            -> 1 gone, 0 rung meanwhile (stay), -1 not yours
 --   ring   bell_ms               -> 1 send a task, 0 one is under way or a lane is at work,
 --                                   or the milliseconds of cooldown left, negative
---   cool   ms                    -> until when (ms)
+--   cool   ms trouble            -> until when (ms); `trouble`, as it was told, counts one more
+--   calm                         -> 1 if there was trouble, now forgotten
 redis.replicate_commands()
 
 local gate, slots = KEYS[1], KEYS[2]
@@ -69,7 +71,7 @@ if verb == 'ask' then
 
   local lane, lease = redis.call('HGET', gate, 'lane'), number('lease')
   if lane and lane ~= token and lease > now then
-    return {'held', 0, lease - now, number('rung')}
+    return {'held', 0, lease - now, number('rung'), number('trouble')}
   end
   local lease_until = now + lease_ms
   redis.call('HSET', gate, 'lane', token, 'lease', lease_until, 'bell', 0)
@@ -77,15 +79,15 @@ if verb == 'ask' then
   local cool = number('cool')
   local answer
   if cool > now then
-    answer = {'cooling', 0, cool - now, number('rung')}
+    answer = {'cooling', 0, cool - now, number('rung'), number('trouble')}
   elseif used >= limit and wanted > 0 then
-    answer = {'full', 0, lease_ms, number('rung')}
+    answer = {'full', 0, lease_ms, number('rung'), number('trouble')}
   else
     local granted = math.min(wanted, limit - used)
     for i = at + 1, at + granted do
       redis.call('HSET', slots, ARGV[i], lease_until .. ' ' .. token)
     end
-    answer = {'granted', granted, 0, number('rung')}
+    answer = {'granted', granted, 0, number('rung'), number('trouble')}
   end
   keep()
   return answer
@@ -113,8 +115,13 @@ elseif verb == 'ring' then
 elseif verb == 'cool' then
   local cool = math.max(number('cool'), now + whole(ARGV[2], 'ms'))
   redis.call('HSET', gate, 'cool', cool)
+  -- Those who failed together count once.
+  if number('trouble') == tonumber(ARGV[3]) then redis.call('HINCRBY', gate, 'trouble', 1) end
   keep()
   return cool
+
+elseif verb == 'calm' then
+  return redis.call('HDEL', gate, 'trouble')
 end
 
 return redis.error_reply('gate.lua: unknown verb ' .. tostring(verb))

@@ -28,6 +28,7 @@ class Grant:
     count: int
     wait: timedelta
     rung: int  #: how often the lane was rung so far
+    trouble: int = 0  #: how often in a row sends of this mailbox went wrong
 
 
 class Gate:
@@ -50,11 +51,11 @@ class Gate:
 
         `wanted` and `given_back` are slot ids of the lane's own choosing.
         """
-        word, count, wait_ms, rung = await self._do(
+        word, count, wait_ms, rung, trouble = await self._do(
             mailbox, "ask", lane, self._lease_ms, self._concurrency,
             len(given_back), *given_back, len(wanted), *wanted,
         )  # fmt: skip
-        return Grant(word.decode(), count, timedelta(milliseconds=wait_ms), rung)
+        return Grant(word.decode(), count, timedelta(milliseconds=wait_ms), rung, trouble)
 
     async def leave(self, mailbox: str, lane: str, rung: int | None = None) -> bool:
         """Ends the lane's lease; refused (False) if it was rung since `rung` was told."""
@@ -69,9 +70,17 @@ class Gate:
         """
         return int(await self._do(mailbox, "ring", self._bell_ms))
 
-    async def cool(self, mailbox: str, rest: timedelta) -> None:
-        """No worker sends from this mailbox for so long; a longer cooldown stands."""
-        await self._do(mailbox, "cool", max(1, int(rest.total_seconds() * 1000)))
+    async def cool(self, mailbox: str, rest: timedelta, trouble: int | None = None) -> None:
+        """No worker sends from this mailbox for so long; a longer cooldown stands.
+
+        `trouble`: counts one more in a row, unless another worker has since this was told.
+        """
+        told = "" if trouble is None else trouble
+        await self._do(mailbox, "cool", max(1, int(rest.total_seconds() * 1000)), told)
+
+    async def calm(self, mailbox: str) -> None:
+        """A send went well: the mailbox is in no trouble any more."""
+        await self._do(mailbox, "calm", "")
 
     async def _do(self, mailbox: str, *args: Any) -> Any:
         return await self._call(keys=keys_of(mailbox), args=args)

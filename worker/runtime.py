@@ -11,21 +11,21 @@ import threading
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
-import redis.asyncio
-from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from worker.broker import Bell, make_app
 from worker.config import Settings
-from worker.gate import Gate
-from worker.graph import Graph
 from worker.inbox import Inbox
 from worker.store import Store, Writer, make_engine
-from worker.tokens import Tokens
+
+if TYPE_CHECKING:  # imported where they are built: a producer needs none of Microsoft's side
+    from worker.broker import Bell
+    from worker.gate import Gate
+    from worker.graph import Graph
+    from worker.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,8 @@ class Runtime:
     @cached_property
     def bell(self) -> Bell:
         """The doorbell tasks."""
+        from worker.broker import Bell, make_app
+
         return Bell(make_app(self.settings.redis_url))
 
     def ring_ingest(self) -> None:
@@ -95,6 +97,8 @@ class Runtime:
     @cached_property
     def tokens(self) -> Tokens:
         """The one token that all processes share."""
+        from worker.tokens import Tokens
+
         tenant, client = self.settings.identity()
         key = self.settings.secret_key
         return Tokens(
@@ -130,7 +134,12 @@ class Runtime:
     @cached_property
     def gate(self) -> Gate:
         """The gates of all mailboxes; for the loop."""
-        connection = redis.asyncio.Redis.from_url(
+        from redis.asyncio import Redis
+        from redis.asyncio.retry import Retry as AsyncRetry
+
+        from worker.gate import Gate
+
+        connection = Redis.from_url(
             self.settings.redis_url, retry=AsyncRetry(NoBackoff(), 0), **_redis_options()
         )
         return Gate(connection, concurrency=self.settings.mailbox_concurrency)
@@ -138,6 +147,8 @@ class Runtime:
     @cached_property
     def graph(self) -> Graph:
         """The way to Graph; for the loop."""
+        from worker.graph import Graph
+
         return Graph(
             self.settings.graph_url,
             ca_bundle=str(self.settings.ca_bundle) if self.settings.ca_bundle else None,

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker import checks, runtime, templates
+from worker import checks, report, runtime, templates
 from worker.checks import Call, Checked
 from worker.client.door import Door, open_template, rows
 from worker.client.spool import Spool
 from worker.inbox import Batch
 from worker.model import (
-    BatchState,
     IdempotencyConflict,
     InvalidMessages,
     Message,
@@ -128,13 +127,10 @@ class Client:
         Raises NotFound, Unavailable.
         """
         rt, batch_id = self._runtime(), _known_id(batch_id)
-        found = _ask(lambda: rt.store.batch_status(batch_id))
-        if found is not None and found["arrived"] >= found["total"]:
-            return {"blocked": [], "eta": None, **found}
-        waiting = rt.inbox.known(batch_id)
-        if found is None and waiting is None:
-            raise NotFound(f"no batch {batch_id}")
-        return {"blocked": [], "eta": None, **_with_waiting(batch_id, found, waiting)}
+        found: dict[str, Any] = _ask(
+            lambda: report.status(rt.store, rt.inbox, batch_id, rt.pools())
+        )
+        return found
 
     def messages(self, batch_id: str) -> Iterator[dict[str, Any]]:
         """Every message of a batch in the order of its input, streamed. Raises NotFound."""
@@ -233,21 +229,3 @@ def _ask(question: Callable[[], Any], batch_id: str | None = None) -> Any:
     except SQLAlchemyError as error:
         what = f"the database does not answer ({type(error).__name__})"
         raise Unavailable(what, batch_id) from error
-
-
-def _with_waiting(
-    batch_id: str, found: dict[str, Any] | None, waiting: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """A batch's status with what lies in the inbox. At least one of both is known."""
-    if found is None:
-        if waiting is None:
-            raise NotFound(f"no batch {batch_id}")
-        head = waiting["head"]
-        found = {"batch_id": batch_id, "name": head["name"], "state": str(BatchState.OPEN),
-                 "total": waiting["messages"], "arrived": 0,
-                 "counts": {str(state): 0 for state in State}, "target": head["target"],
-                 "target_kind": head["target_kind"], "finished_at": None, "rate_per_minute": 0,
-                 "created_at": datetime.fromisoformat(head["created_at"])}  # fmt: skip
-    if waiting is not None:
-        found["counts"][State.QUEUED] += max(0, waiting["arrived"] - found["arrived"])
-    return found

@@ -11,8 +11,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 T = TypeVar("T")
 
-#: SQLSTATE classes of PostgreSQL that say "later": connection, rollback, resources, lock, operator.
-PASSING = frozenset({"08", "40", "53", "55", "57", "58"})
+#: SQLSTATE classes of PostgreSQL that say "later": connection, read-only standby, rollback,
+#: resources, lock, operator, system.
+PASSING = frozenset({"08", "25", "40", "53", "55", "57", "58"})
 TRIES = 4
 
 

@@ -164,12 +164,23 @@ def claim_statement(dialect: str) -> Any:
     )
 
 
-def record_statement(dialect: str) -> Any:
-    """sending → what the verdict says, while the claim is ours.
+def _next_state(wanted: ColumnElement[Any], doubt: ColumnElement[bool]) -> ColumnElement[Any]:
+    """The verdict's state, but for what SQL alone knows.
 
     A message that returns to its queue ends where its batch is: cancelled, if that was cancelled
-    meanwhile, and unknown rather than cancelled if it is in doubt.
+    meanwhile; and what is in doubt ends as neither failed nor cancelled.
     """
+    cancelled = taken_back(messages.c.batch_id)
+    return case(
+        (and_(wanted == State.QUEUED, cancelled, doubt), State.UNKNOWN),
+        (and_(wanted == State.QUEUED, cancelled), State.CANCELLED),
+        (and_(wanted == State.FAILED, doubt), State.UNKNOWN),
+        else_=wanted,
+    )
+
+
+def record_statement(dialect: str) -> Any:
+    """sending → what the verdict says, while the claim is ours."""
     rows = given(
         dialect,
         id=Id,
@@ -181,14 +192,7 @@ def record_statement(dialect: str) -> Any:
         code=Text(),
         request_id=Text(),
     )
-    cancelled = taken_back(messages.c.batch_id)
     doubt = or_(messages.c.doubt, rows.c.doubt)
-    state = case(
-        (and_(rows.c.state == State.QUEUED, cancelled, doubt), State.UNKNOWN),
-        (and_(rows.c.state == State.QUEUED, cancelled), State.CANCELLED),
-        (and_(rows.c.state == State.FAILED, doubt), State.UNKNOWN),
-        else_=rows.c.state,
-    )
     sent = rows.c.state == State.SENT
     return (
         update(messages)
@@ -198,7 +202,7 @@ def record_statement(dialect: str) -> Any:
             is_in(State.SENDING),
         )
         .values(
-            state=state,
+            state=_next_state(rows.c.state, doubt),
             lease_until=None,
             due_at=case(
                 (rows.c.state == State.QUEUED, after(rows.c.delay)), else_=messages.c.due_at

@@ -73,7 +73,12 @@ class Writer:
         await asyncio.sleep(0)  # let the other lanes that are ready join this transaction
         while self._next:
             work, self._next = self._next, _Work()
-            await self._commit(work)
+            try:
+                await self._commit(work)
+            except Exception as error:
+                # A bug must not leave the lanes waiting: it is theirs to end on.
+                log.exception("the writer broke off")
+                _refuse(work, error)
 
     async def _commit(self, work: _Work) -> None:
         loop = asyncio.get_running_loop()
