@@ -166,14 +166,22 @@ def test_an_upgrade_waits_for_a_slow_one(database_url: str) -> None:
     """Longer than a short transaction's lock_timeout: the other migration may build an index."""
     with engine_of(database_url) as engine, engine.connect() as slow:
         slow.execute(text("SELECT pg_advisory_lock(7220413)"))
+        slow.commit()  # the lock is the session's
         other = Thread(target=upgrade, args=(database_url,))
         other.start()
-        waiting = text(
-            "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'advisory'"
-            " AND datname = current_database() AND clock_timestamp() - query_start > interval '4 seconds'"
-        )
-        wait_until(lambda: slow.execute(waiting).all(), "the upgrade waits for four seconds")
-        slow.rollback()
+
+        def waits() -> bool:
+            slow.rollback()  # a transaction sees the activity of its beginning
+            found = slow.execute(
+                text(
+                    "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'advisory'"
+                    " AND datname = current_database()"
+                    " AND clock_timestamp() - query_start > interval '4 seconds'"
+                )
+            )
+            return bool(found.all())
+
+        wait_until(waits, "the upgrade waits for four seconds")
         slow.execute(text("SELECT pg_advisory_unlock(7220413)"))
         slow.commit()
         other.join(30)

@@ -161,6 +161,7 @@ def test_sigterm_leaves_nothing_unknown_and_the_rest_is_sent_later(service: Serv
     assert set(service.accepted().values()) == {1}
 
 
+@POSTGRESQL
 def test_sigkill_leaves_in_doubt_only_what_was_in_flight(service: Service) -> None:
     """At most four of a mailbox; none is lost, none is sent twice, and SQL agrees."""
     victim = service.worker("one")

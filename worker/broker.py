@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 QUEUE = "postroom"
 PREFIX = "postroom:"
 #: Tasks wait at most so long for a worker, in seconds; the sweep rings again anyway.
-EXPIRES = 10.0
+EXPIRES = 60.0
 
 
 #: A worker looks again so soon for a Redis that went away, in seconds.

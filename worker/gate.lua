@@ -4,7 +4,7 @@
 --            lane    token of the lane that works this mailbox; lease  until when (ms)
 --            cool    until when the mailbox rests (ms)
 --            trouble how often in a row its sends went wrong
---            rung    how often the lane was rung; bell  until when a ring counts as under way (ms)
+--            rung    how often the lane was rung; bell  when a task was last asked for (ms)
 -- KEYS[2]  postroom:{mailbox}:slots   hash: slot id -> "expiry(ms) lane token"
 --
 -- Times are Redis's own, in milliseconds. ARGV[1] is the verb:
@@ -106,17 +106,17 @@ elseif verb == 'ring' then
   local bell_ms = whole(ARGV[2], 'bell_ms')
   redis.call('HINCRBY', gate, 'rung', 1)
   keep()
-  if number('lease') > now or number('bell') > now then return 0 end
+  if number('lease') > now or now - number('bell') < bell_ms then return 0 end
   local cool = number('cool')
   if cool > now then return now - cool end
-  redis.call('HSET', gate, 'bell', now + bell_ms)
+  redis.call('HSET', gate, 'bell', now)
   return 1
 
 elseif verb == 'cool' then
   local cool = math.max(number('cool'), now + whole(ARGV[2], 'ms'))
   redis.call('HSET', gate, 'cool', cool)
   -- Those who failed together count once.
-  if number('trouble') == tonumber(ARGV[3]) then redis.call('HINCRBY', gate, 'trouble', 1) end
+  if number('trouble') == tonumber(ARGV[3] or '') then redis.call('HINCRBY', gate, 'trouble', 1) end
   keep()
   return cool
 

@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 
 #: A lane that is not heard of for this long is dead: another worker may take the mailbox.
 LANE_LEASE = timedelta(seconds=10)
-#: A ring counts as under way for this long; then the next one sends a task again. Short, for a
-#: task that was lost costs this time; one too many costs a look.
+#: A ring counts as under way for this long; then the next one sends a task again: a task that was
+#: lost costs this time.
 BELL = timedelta(seconds=3)
 
 _SCRIPT = Path(__file__).with_name("gate.lua").read_text(encoding="utf-8")
@@ -62,13 +62,14 @@ class Gate:
         answer = await self._do(mailbox, "leave", lane, "" if rung is None else rung)
         return int(answer) != 0
 
-    async def ring(self, mailbox: str) -> int:
+    async def ring(self, mailbox: str, bell: timedelta | None = None) -> int:
         """Tells the lane of this mailbox that there is work.
 
         1: somebody must start the lane; 0: it is at work or being started; negative: it cools
-        down for so many milliseconds more.
+        down for so many milliseconds more. `bell`: how long an earlier ring counts.
         """
-        return int(await self._do(mailbox, "ring", self._bell_ms))
+        bell_ms = self._bell_ms if bell is None else int(bell.total_seconds() * 1000)
+        return int(await self._do(mailbox, "ring", bell_ms))
 
     async def cool(self, mailbox: str, rest: timedelta, trouble: int | None = None) -> None:
         """No worker sends from this mailbox for so long; a longer cooldown stands.

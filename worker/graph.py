@@ -36,6 +36,7 @@ _LIST_UNSUBSCRIBE = "String 0x1045"
 CONNECT_TIMEOUT = 10.0  # seconds, for TCP and TLS together
 BODY_TIMEOUT = 5.0  # seconds: the body of an error is for people, the status has decided
 BODY_LIMIT = 64 * 1024
+LAST_LOOK = 0.1  # seconds, after the request timeout, for what has already arrived
 #: Idle connections are closed before common servers do (5 s): a request that goes out on a
 #: connection just being closed is lost, and leaves its message in doubt.
 KEEPALIVE = 4.0
@@ -97,7 +98,7 @@ class Graph:
         request = self._request(mailbox, body, token, client_request_id)
         response: httpx.Response | None = None
         try:
-            async with asyncio.timeout(self._timeout):
+            async with _time_limit(self._timeout):
                 response = await self._transport.handle_async_request(request)
         except _NETWORK as error:
             failure: Exception = error
@@ -129,6 +130,21 @@ class Graph:
         ]
         extensions = {"timeout": {"connect": CONNECT_TIMEOUT}}
         return httpx.Request("POST", url, headers=headers, stream=body, extensions=extensions)
+
+
+@contextlib.asynccontextmanager
+async def _time_limit(seconds: float) -> AsyncIterator[None]:
+    """As asyncio.timeout, but an answer that lies in the socket when time is up is still read.
+
+    A process that was paused wakes with both: its timers have run out, and Graph has answered.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+        timer = loop.call_later(seconds, lambda: limit.reschedule(loop.time() + LAST_LOOK))
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 class _Response(aiohttp.ClientResponse):

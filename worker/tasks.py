@@ -19,9 +19,10 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker import runtime
-from worker.broker import backlog_key, make_app
+from worker.broker import EXPIRES, backlog_key, make_app
 from worker.config import Settings
 from worker.deliver import Deps, Lane, Rules
+from worker.gate import BELL
 from worker.ingest import ingest
 from worker.model import InvalidSettings, OnUnknown
 from worker.sweep import mailboxes_of, sweep
@@ -124,9 +125,17 @@ def _wake(rt: runtime.Runtime, kind: str, target: str) -> None:
 
 
 def _ring(rt: runtime.Runtime, mailbox: str) -> None:
-    answer = rt.call(rt.gate.ring(mailbox))
+    answer = rt.call(rt.gate.ring(mailbox, _patience(rt)))
     if answer > 0:
         rt.bell.deliver(mailbox)
+
+
+def _patience(rt: runtime.Runtime) -> timedelta:
+    """How long a task that was sent counts as under way.
+
+    Where tasks queue up for a thread, it is not lost: a second one would take another's turn.
+    """
+    return timedelta(seconds=EXPIRES) if rt.crowded.is_set() else BELL
 
 
 def _ring_after(rt: runtime.Runtime, mailbox: str, seconds: float) -> None:
@@ -135,7 +144,7 @@ def _ring_after(rt: runtime.Runtime, mailbox: str, seconds: float) -> None:
     async def later() -> None:
         await asyncio.sleep(seconds)
         with contextlib.suppress(RedisError):
-            if not rt.stop.is_set() and await rt.gate.ring(mailbox) > 0:
+            if not rt.stop.is_set() and await rt.gate.ring(mailbox, _patience(rt)) > 0:
                 await asyncio.to_thread(rt.bell.deliver, mailbox)
 
     rt.submit(later())

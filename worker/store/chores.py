@@ -126,6 +126,8 @@ def end_deadlines(connection: Connection) -> int:
         ended += done.rowcount
         if done.rowcount < STEP:
             _next_deadline(connection, queue, revision)
+            # No lane may look here for long: its mailbox may rest.
+            correct_queue(connection, queue, revision)
     return ended
 
 

@@ -164,7 +164,6 @@ messages = Table(
     _partial("ix_messages_due", "state = 'queued'", "queue_id", "due_at", "position"),
     _partial("ix_messages_leases", "state = 'sending'", "lease_until"),
     _partial("ix_messages_trouble", "state IN ('failed', 'unknown')", "batch_id", "state"),
-    postgresql_with={"fillfactor": "80"},
 )
 
 attempts = Table(
