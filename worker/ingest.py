@@ -34,14 +34,16 @@ def ingest(
         entries = inbox.read(consumer, BLOCK, IDLE_MS)
         if not entries:
             break
-        heads = {e.batch_id: _head(inbox, e.batch_id, max_age) for e in entries}
-        lost = [e for e in entries if heads[e.batch_id] is None]
-        for entry in lost:
-            log.error("batch %s: a chunk came without its head; set aside", entry.batch_id)
+        heads = {e.batch_id: _readable_head(inbox, e.batch_id, max_age) for e in entries}
         known = {batch_id: head for batch_id, head in heads.items() if head is not None}
-        chunks = [_chunk(e) for e in entries if e.batch_id in known]
+        read = {e.id: _readable(e) for e in entries if e.batch_id in known}
+        lost = [e for e in entries if read.get(e.id) is None]
+        for entry in lost:
+            log.error("batch %s: chunk %d cannot be read, or came without its head; set aside",
+                      entry.batch_id, entry.number)  # fmt: skip
+        chunks = [chunk for chunk in read.values() if chunk is not None]
         whole = store.arrive(known.values(), chunks) if chunks else []
-        inbox.done([e for e in entries if e.batch_id in known])
+        inbox.done([e for e in entries if e not in lost])
         for head in whole:
             inbox.forget(head.id)
             log.info("batch %s: whole with %d messages", head.id, head.total,
@@ -55,8 +57,19 @@ def ingest(
     return done
 
 
-def _chunk(entry: Entry) -> Chunk:
-    return Chunk(entry.batch_id, entry.number, entry.digest, json.loads(entry.body))
+def _readable(entry: Entry) -> Chunk | None:
+    """The chunk; None where it is not JSON: one bad block must not keep the others."""
+    try:
+        return Chunk(entry.batch_id, entry.number, entry.digest, json.loads(entry.body))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _readable_head(inbox: Inbox, batch_id: str, max_age: timedelta) -> Head | None:
+    try:
+        return _head(inbox, batch_id, max_age)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _head(inbox: Inbox, batch_id: str, max_age: timedelta) -> Head | None:

@@ -15,16 +15,17 @@ import math
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 from redis.exceptions import RedisError
 
 from worker import templates
-from worker.gate import Gate, Grant, lane_token
-from worker.graph import Graph, payload
+from worker.deliver.values import Deps, Prepared
+from worker.gate import Grant, lane_token
+from worker.graph import payload
 from worker.model import (
     Accepted,
     Answer,
@@ -32,7 +33,6 @@ from worker.model import (
     Blocked,
     Due,
     NotSent,
-    OnUnknown,
     Outcome,
     Rejected,
     Throttled,
@@ -40,9 +40,9 @@ from worker.model import (
     Verdict,
 )
 from worker.policy import backoff, conclude
-from worker.store import Store, ToClaim, ToRecord, Writer
+from worker.store import ToClaim, ToRecord
 from worker.store.retrying import is_passing
-from worker.tokens import Token, TokenRefused, Tokens
+from worker.tokens import Token, TokenRefused
 
 log = logging.getLogger(__name__)
 
@@ -62,47 +62,6 @@ RECOVERY = timedelta(seconds=1)
 GRACE = timedelta(seconds=3)
 #: How many due messages are looked at in one go.
 PEEK = 64
-
-
-class Stop(Protocol):
-    """Whether the process is asked to end."""
-
-    def is_set(self) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """The settings that a lane works by."""
-
-    concurrency: int
-    lease: timedelta
-    request_timeout: timedelta
-    max_attempts: int
-    on_unknown: OnUnknown
-
-
-@dataclass(frozen=True, slots=True)
-class Deps:
-    """The doors that a lane uses, one of each for the whole process."""
-
-    store: Store
-    writer: Writer
-    gate: Gate
-    graph: Graph
-    tokens: Tokens
-    rules: Rules
-    worker: str  #: this process, on claims and attempts
-    stop: Stop
-    crowded: Callable[[], bool] = lambda: False  #: whether others wait for a thread of the process
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A due message with its request, ready to go."""
-
-    due: Due
-    body: bytes
-    problem: Rejected | None = None
 
 
 @dataclass(slots=True)
