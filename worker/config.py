@@ -75,7 +75,9 @@ class Settings(BaseSettings):
     )
     lease: Duration = Field(timedelta(seconds=90), description="how long a claim is held")
     on_unknown: OnUnknown = Field(
-        OnUnknown.HOLD, description="hold, reconcile or resend what may have been sent"
+        OnUnknown.HOLD,
+        description="what may have been sent: hold, resend, or reconcile "
+        "(holds, until looks are built)",
     )
     token_margin: Duration = Field(
         timedelta(seconds=300), description="a token is renewed this long before its end"

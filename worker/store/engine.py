@@ -20,6 +20,14 @@ POSTGRES_OPTIONS = (
     " -c idle_in_transaction_session_timeout=15000 -c timezone=UTC"
 )
 
+#: A connection whose other end is gone without a word is given up within about 15 seconds.
+POSTGRES_LIFE = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 15_000,  # milliseconds
+}
+
 
 def make_engine(url: str, schema: str | None = None, pool_size: int = 5) -> Engine:
     """An engine for PostgreSQL or SQLite. Raises InvalidSettings on any other URL."""
@@ -38,7 +46,7 @@ def make_engine(url: str, schema: str | None = None, pool_size: int = 5) -> Engi
             max_overflow=0,
             pool_timeout=5,
             pool_pre_ping=True,
-            connect_args={"options": POSTGRES_OPTIONS, "connect_timeout": 2},
+            connect_args={"options": POSTGRES_OPTIONS, "connect_timeout": 2} | POSTGRES_LIFE,
         )
     elif backend == "sqlite":
         engine = create_engine(
