@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,12 @@ from worker.servers import PostgresServer, RedisServer, find_postgres, find_redi
 
 if TYPE_CHECKING:
     from worker.simulator import Simulator
+
+
+def pytest_configure() -> None:
+    """What runs in a shell's background ignores Ctrl-C, and hands that on to its children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> list[str]:
