@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,16 @@ def main() -> None:
         if line is None:
             raise
         _fail(error, line)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """A reader that has gone (`... | head`) is no failure, and Python would say so at exit."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: Exception, line: str) -> None:
