@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -96,8 +96,3 @@ def keys_of(mailbox: str) -> list[str]:
 def lane_token() -> str:
     """A new lane's token: unguessable, so that no lane takes another for itself."""
     return secrets.token_hex(8)
-
-
-def in_order(mailboxes: Iterable[str]) -> list[str]:
-    """The mailboxes once each, in one order for everybody."""
-    return sorted({m.lower() for m in mailboxes})

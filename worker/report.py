@@ -12,8 +12,8 @@ from worker.inbox import Inbox
 from worker.model import BatchState, NotFound, State, Unavailable
 from worker.store import Store
 
-#: Every worker keeps `postroom:worker:{name}` alive while it ticks.
-WORKERS = "postroom:worker:*"
+#: Every worker keeps such a key, its name behind it, alive while it ticks.
+ALIVE = "postroom:worker:"
 
 _WAITING = (State.QUEUED, State.SENDING)
 
@@ -44,7 +44,7 @@ def status(
 
 def workers(redis: Redis) -> int:
     """How many workers ticked in the last seconds."""
-    return sum(1 for _ in redis.scan_iter(match=WORKERS, count=1000))
+    return sum(1 for _ in redis.scan_iter(match=f"{ALIVE}*", count=1000))
 
 
 def _in_inbox(inbox: Inbox, batch_id: str) -> Mapping[str, Any] | None:

@@ -25,6 +25,7 @@ from worker.deliver import Deps, Lane, Rules
 from worker.gate import BELL
 from worker.ingest import ingest
 from worker.model import InvalidSettings, OnUnknown
+from worker.report import ALIVE
 from worker.sweep import mailboxes_of, sweep
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,6 @@ TICK = timedelta(seconds=1)
 SOON = 10.0
 #: One sweep a tick for all workers together; its mark in Redis lives a little shorter than a tick.
 SWEPT = "postroom:swept"
-#: Each worker keeps such a key alive, so that `send` and `status` can say that none runs.
-ALIVE = "postroom:worker:"
 
 
 @app.task(name="postroom.deliver")
@@ -120,7 +119,8 @@ def _sweep(rt: runtime.Runtime) -> dict[str, int]:
 
 
 def _wake(rt: runtime.Runtime, kind: str, target: str) -> None:
-    for mailbox in mailboxes_of(kind, target, rt.pools()):
+    pools = rt.pools() if kind == "pool" else {}  # a mailbox needs no look into SQL
+    for mailbox in mailboxes_of(kind, target, pools):
         _ring(rt, mailbox)
 
 
