@@ -6,29 +6,26 @@ is one short transaction; nothing is held between calls.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 
 from worker.model import Due
 from worker.store import arrivals, batches, chores
 from worker.store.arrivals import BatchSeen, Chunk, Head
 from worker.store.engine import make_engine, upgrade
-from worker.store.retrying import patiently
 from worker.store.sending import Sending, ToClaim, ToRecord
 from worker.store.statements import due_queues
+from worker.store.transactions import Transactions
 from worker.store.writer import Writer
 
 __all__ = [
     "BatchSeen", "Chunk", "Head", "Seen", "Store", "ToClaim", "ToRecord", "Writer", "make_engine",
     "upgrade",
 ]  # fmt: skip
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +38,11 @@ class Seen:
     due: list[Due]
 
 
-class Store:
+class Store(Transactions):
     """All statements that are not on the hot path, and the look that starts it."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        super().__init__(engine)
         self.sending = Sending(engine.dialect.name)
 
     def look(
@@ -161,13 +158,3 @@ class Store:
     def close(self) -> None:
         """Closes all connections."""
         self.engine.dispose()
-
-    def _reading(self) -> Any:
-        return self.engine.execution_options(reads=True).connect()
-
-    def _do(self, work: Callable[[Connection], T]) -> T:
-        return patiently(lambda: self._once(work), chance=random.random)
-
-    def _once(self, work: Callable[[Connection], T]) -> T:
-        with self.engine.begin() as connection:
-            return work(connection)

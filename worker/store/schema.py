@@ -131,6 +131,7 @@ messages = Table(
     Column("content", Json),  # recipients, variables, bodies; immutable; NULL once purged
     Column("recipients", SmallInteger, nullable=False),  # cost: addresses
     Column("size", Integer),  # cost: bytes of the request, known at the claim
+    Column("external", SmallInteger),  # cost: addresses outside the organisation, likewise
     Column("state", String(10), nullable=False),
     Column("due_at", Instant, nullable=False),
     Column("deadline_at", Instant, nullable=False),
@@ -187,6 +188,7 @@ attempts = Table(
     Column("token_ends_at", Instant),
     Column("recipients", SmallInteger, nullable=False),
     Column("size", Integer),
+    Column("external", SmallInteger),
     Column("at", Instant, nullable=False),
     CheckConstraint(
         _one_of("outcome", "accepted", "throttled", "rejected", "blocked", "notsent", "unknown"),
