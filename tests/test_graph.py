@@ -247,7 +247,7 @@ def test_the_status_decides_whatever_the_body_is(authority, answer, expected, co
 
 def test_a_body_that_never_ends_does_not_take_the_status_away(authority, monkeypatch):
     """The mailbox's slot is not held for the sake of an error text."""
-    monkeypatch.setattr("worker.graph.BODY_TIMEOUT", 0.2)
+    monkeypatch.setattr("worker.graph.wire.BODY_TIMEOUT", 0.2)
 
     async def head_only(writer):
         writer.write(http(400, b"x" * 10)[:-5])

@@ -1,0 +1,54 @@
+"""The door to Graph: what can be asked of it, each one request."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from urllib.parse import quote
+
+import httpx
+
+from worker.graph.wire import Wire
+from worker.model import Outcome
+
+_JSON = ((b"Content-Type", b"application/json"),)
+
+
+class Graph:
+    """The door to Graph for one event loop; connections are shared by all its lanes."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        ca_bundle: str | None,
+        request_timeout: timedelta,
+        connections: int = 256,
+    ) -> None:
+        """`ca_bundle`: a PEM file that alone is trusted, whatever the environment says."""
+        self._users = url.rstrip("/") + "/v1.0/users/"
+        self._urls: dict[str, httpx.URL] = {}
+        self._wire = Wire(
+            url, ca_bundle=ca_bundle, request_timeout=request_timeout, connections=connections
+        )
+
+    async def send(self, mailbox: str, payload: bytes, token: str, *, deadline: float) -> Outcome:
+        """Posts `payload` (see `payload`) to the mailbox's sendMail.
+
+        `deadline`: the instant of `time.monotonic()` from which on the request must not leave.
+        Nothing that the network does raises; a cancellation passes through and leaves the message
+        in doubt.
+        """
+        url = self._urls.get(mailbox)
+        if url is None:
+            url = self._urls[mailbox] = self._url(mailbox, "sendMail")
+        reply = await self._wire.ask(
+            "POST", url, body=payload, token=token, deadline=deadline, headers=_JSON
+        )
+        return reply.outcome
+
+    async def close(self) -> None:
+        """Closes the connections. What is in flight ends as with a lost connection."""
+        await self._wire.close()
+
+    def _url(self, mailbox: str, path: str) -> httpx.URL:
+        return httpx.URL(f"{self._users}{quote(mailbox, safe='')}/{path}")
