@@ -6,18 +6,62 @@ Revision: 0002
 import sqlalchemy as sa
 from alembic import op
 
+from worker.store.clock import Instant
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
+
+DOUBT = "ck_messages_doubt_never_ends_as_not_sent"
 
 
 def upgrade() -> None:
     # How many of its addresses lie outside the organisation: the tenant's limit counts them.
     op.add_column("messages", sa.Column("external", sa.SmallInteger(), nullable=True))
     op.add_column("attempts", sa.Column("external", sa.SmallInteger(), nullable=True))
+    with op.batch_alter_table("messages") as messages:
+        # What may have been sent is no more suppressed than it is cancelled.
+        messages.drop_constraint(op.f(DOUBT), type_="check")
+        messages.create_check_constraint(
+            op.f(DOUBT),
+            "NOT doubt OR state NOT IN ('failed', 'cancelled', 'expired', 'suppressed')",
+        )
+    _add_searches()
+    # When the application was told that the batch had finished; anew at each finish.
+    op.add_column("batches", sa.Column("told_at", Instant, nullable=True))
+    _partial("ix_batches_untold", "batches", ["id"], UNTOLD)
 
 
 def downgrade() -> None:
+    op.drop_index("ix_batches_untold", table_name="batches")
+    op.drop_column("batches", "told_at")
+    for name in ("recipient", "when", "ended", "code"):
+        op.drop_index(f"ix_messages_{name}", table_name="messages")
+    with op.batch_alter_table("messages") as messages:
+        messages.drop_constraint(op.f(DOUBT), type_="check")
+        messages.create_check_constraint(
+            op.f(DOUBT), "NOT doubt OR state NOT IN ('failed', 'cancelled', 'expired')"
+        )
     op.drop_column("attempts", "external")
     op.drop_column("messages", "external")
+
+
+UNTOLD = "finished_at IS NOT NULL AND told_at IS NULL"
+ENDED = "state IN ('failed', 'unknown', 'cancelled', 'expired', 'suppressed')"
+
+
+def _add_searches() -> None:
+    """After all that alters the table: SQLite makes it anew, and would lose the first of them."""
+    op.create_index("ix_messages_recipient", "messages", [sa.text("lower(recipient)")])
+    op.create_index("ix_messages_when", "messages", ["due_at", "id"])
+    _partial("ix_messages_ended", "messages", ["state", "due_at", "id"], ENDED)
+    _partial(
+        "ix_messages_code", "messages", ["error_code", "due_at", "id"], "error_code IS NOT NULL"
+    )
+
+
+def _partial(name: str, table: str, columns: list[str], where: str) -> None:
+    op.create_index(
+        name, table, columns, postgresql_where=sa.text(where), sqlite_where=sa.text(where)
+    )

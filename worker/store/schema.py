@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    func,
     literal,
     text,
 )
@@ -47,6 +48,10 @@ def _one_of(column: str, *values: str) -> str:
     return f"{column} IN ({', '.join(repr(str(v)) for v in values)})"
 
 
+def _partial(name: str, where: str, *columns: str) -> Index:
+    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
+
+
 batches = Table(
     "batches",
     metadata,
@@ -65,18 +70,15 @@ batches = Table(
     Column("paused_at", Instant),
     Column("cancelled_at", Instant),
     Column("finished_at", Instant),
+    Column("told_at", Instant),  # when the application was told of this finish
     CheckConstraint(_one_of("target_kind", "mailbox", "pool"), name="target_kind"),
     CheckConstraint(
         "finished_at IS NULL OR sealed_at IS NOT NULL OR cancelled_at IS NOT NULL",
         name="finished_when_sealed",
     ),
     Index("ix_batches_created", "created_at"),
-    Index(
-        "ix_batches_unfinished",
-        "id",
-        postgresql_where=text("finished_at IS NULL"),
-        sqlite_where=text("finished_at IS NULL"),
-    ),
+    _partial("ix_batches_unfinished", "finished_at IS NULL", "id"),
+    _partial("ix_batches_untold", "finished_at IS NOT NULL AND told_at IS NULL", "id"),
 )
 
 chunks = Table(
@@ -116,10 +118,6 @@ queues = Table(
 )
 
 
-def _partial(name: str, where: str, *columns: str) -> Index:
-    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
-
-
 messages = Table(
     "messages",
     metadata,
@@ -157,7 +155,7 @@ messages = Table(
     ),
     CheckConstraint("(state = 'sent') = (sent_at IS NOT NULL)", name="sent_at_with_sent"),
     CheckConstraint(
-        "NOT doubt OR state NOT IN ('failed', 'cancelled', 'expired')",
+        "NOT doubt OR state NOT IN ('failed', 'cancelled', 'expired', 'suppressed')",
         name="doubt_never_ends_as_not_sent",
     ),
     CheckConstraint("state <> 'unknown' OR doubt", name="unknown_is_doubt"),
@@ -165,6 +163,17 @@ messages = Table(
     _partial("ix_messages_due", "state = 'queued'", "queue_id", "due_at", "position"),
     _partial("ix_messages_leases", "state = 'sending'", "lease_until"),
     _partial("ix_messages_trouble", "state IN ('failed', 'unknown')", "batch_id", "state"),
+    # For `message find`: by address, by what seldom happens, by code, and else the newest first.
+    Index("ix_messages_recipient", func.lower(text("recipient"))),
+    Index("ix_messages_when", "due_at", "id"),
+    _partial(
+        "ix_messages_ended",
+        "state IN ('failed', 'unknown', 'cancelled', 'expired', 'suppressed')",
+        "state",
+        "due_at",
+        "id",
+    ),
+    _partial("ix_messages_code", "error_code IS NOT NULL", "error_code", "due_at", "id"),
 )
 
 attempts = Table(
