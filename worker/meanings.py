@@ -131,7 +131,8 @@ MEANINGS: Mapping[str, Meaning] = {
     # The way to Graph: names of exceptions
     **dict.fromkeys(
         ("ReadTimeout", "ReadError", "RemoteProtocolError", "TimeoutError",
-         "ServerDisconnectedError", "ClientOSError", "ConnectionResetError", "ServerTimeoutError"), _NO_ANSWER,
+         "ServerDisconnectedError", "ClientOSError", "ConnectionResetError",
+         "ServerTimeoutError"), _NO_ANSWER,
     ),
     **dict.fromkeys(
         ("ConnectError", "ConnectTimeout", "ClientConnectorError", "ClientConnectorDNSError",
