@@ -174,14 +174,13 @@ _BY_STATUS: Mapping[int, Meaning] = {
 
 def meaning(code: str | None, status: int | None = None) -> Meaning:
     """What a code means; for an unknown one, what its HTTP status does. Always something."""
-    if code in MEANINGS:
-        return MEANINGS[code]
-    if status in _BY_STATUS:
-        return _BY_STATUS[status]
-    if (code or "").startswith("AADSTS"):
+    code, status = code or "", status or 0
+    if found := MEANINGS.get(code) or _BY_STATUS.get(status):
+        return found
+    if code.startswith("AADSTS"):
         return Meaning("Entra did not give the application a token.", "See: postroom doctor")
-    if status is not None and status >= 500:
+    if status >= 500:
         return _EXCHANGE
-    if status is not None and 400 <= status < 500:
+    if status >= 400:
         return _MALFORMED
     return Meaning("No more is known than the code.", "See: postroom message show")
