@@ -198,6 +198,93 @@ def test_a_lost_answer_is_doubt_and_the_request_is_not_repeated(authority, answe
     assert outcome.answer.code
 
 
+STATUS_LINE = b"HTTP/1.1 202 Accepted\r\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        STATUS_LINE,
+        b"HTTP/1.1 202\r\n",
+        STATUS_LINE + b"reques",
+        STATUS_LINE + b"\x00garbage\r\n\r\n",
+        STATUS_LINE + b"Content-Length: many\r\n\r\n",
+        STATUS_LINE + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        STATUS_LINE + b"Transfer-Encoding: chunked\r\n\r\nno chunk\r\n",
+        STATUS_LINE + b"Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnot!",
+        STATUS_LINE + b"X: " + b"x" * 100_000 + b"\r\n\r\n",
+        STATUS_LINE + b"".join(b"X%d: y\r\n" % n for n in range(5000)) + b"\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + STATUS_LINE,
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 3 + STATUS_LINE,
+    ],
+)
+@pytest.mark.parametrize("end", ["close", "reset"])
+def test_a_202_is_sent_whatever_follows_it(authority, answer, end):
+    """Its status line has come whole; that the rest is cut, broken or huge takes nothing away."""
+
+    async def broken(writer):
+        writer.write(answer)
+        await writer.drain()
+        writer.close() if end == "close" else writer.transport.abort()
+
+    outcome = asyncio.run(answered(authority, broken))
+    assert isinstance(outcome, Accepted), outcome
+    assert outcome.answer.status == 202
+
+
+def test_a_202_whose_head_never_ends_is_sent_when_time_is_up(authority):
+    """The request timeout ends the waiting; what had come by then is evidence."""
+
+    async def dribble(writer):
+        writer.write(STATUS_LINE + b"X: ")
+        await hang(writer)
+
+    outcome = asyncio.run(answered(authority, dribble, request_timeout=timedelta(seconds=0.5)))
+    assert isinstance(outcome, Accepted), outcome
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        STATUS_LINE[:-1],
+        b"HTTP/1.1 20",
+        b"HTTP/1.1 2020 Accepted\r\n",
+        b"HTTP/1.1 200 OK\r\nX: ",
+        b"HTTP/1.1 400 Bad Request\r\nX: ",
+        b"HTTP/1.1 429 Too Many Requests\r\n",
+        b"HTTP/1.1 415 Word\r\nTransfer-Encoding: chunked\r\n\r\nno chunk at all\r\n",
+        b"HTTP/1.1 503 Busy\r\nX: 202 Accepted\r\n",
+        b"HTTP/1.1 100 Continue\r\nX: y\r\n" + STATUS_LINE,
+        b"x" + STATUS_LINE,
+        b"\r\n\r\nGET / 202\r\n" + STATUS_LINE,
+    ],
+)
+def test_a_head_that_breaks_off_proves_nothing_else(authority, answer):
+    """Half a status line is none, and a refusal may be cut short of the code that tells it."""
+
+    async def broken(writer):
+        writer.write(answer)
+        writer.close()
+
+    outcome = asyncio.run(answered(authority, broken))
+    assert isinstance(outcome, Unknown), outcome
+    assert outcome.answer.status is None
+
+
+def test_the_head_of_one_answer_says_nothing_about_the_next_request(authority):
+    """On a kept connection the 202 before it is forgotten when a request goes out."""
+
+    async def good_then_cut():
+        async with Server(authority) as server, opened(graph_for(server)) as graph:
+            assert isinstance(await send(graph), Accepted)
+            server.answer = close
+            return await send(graph), server.connections
+
+    outcome, connections = asyncio.run(good_then_cut())
+    assert isinstance(outcome, Unknown), outcome
+    assert connections == 1
+
+
 def test_a_kept_connection_that_dies_under_a_request_is_doubt_too(authority):
     """aiohttp repeats idempotent requests on a stale connection; ours must not be among them."""
 
@@ -227,6 +314,11 @@ def test_an_answer_that_never_comes_is_doubt_after_the_request_timeout(authority
         (OK.replace(b"Length: 0", b"Length: 99"), Accepted, None),
         (http(202, b"{}", "Retry-After: 10\r\n"), Accepted, None),
         (http(503, b"<html>"), Unknown, None),
+        (http(200, b"<html>Sign in, please"), Unknown, None),
+        (http(204), Unknown, None),
+        (http(401, b"\x1f\x8b no gzip", "Content-Encoding: gzip\r\n"), Blocked, None),
+        (http(429, b"", "Retry-After: nonsense\r\nRetry-After: 7\r\n"), Throttled, None),
+        (http(504, b"", "Retry-After: -1\r\n"), Unknown, None),
         (http(400, b"[" * 60_000), Rejected, None),
         (http(400, b"x" * 900_000), Rejected, None),
         (http(400, b'{"error": {"code": 7, "innerError": []}}'), Rejected, None),

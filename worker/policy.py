@@ -49,16 +49,15 @@ _mailbox: _Reading = partial(Blocked, blame=Blame.MAILBOX)
 _passing: _Reading = partial(Rejected, passing=True)
 
 #: These say all by themselves, whatever code comes with them. What is missing below 400 or from
-#: 500 on is doubt, 503 too: a request may have been taken before the answer went wrong.
+#: 500 on is doubt: every 5xx, for a request may have been taken before the answer went wrong, and
+#: every 2xx but the one that Graph gives, for somebody else answered it.
 #: https://learn.microsoft.com/answers/questions/2286986 (504, four deliveries)
 BY_STATUS: Mapping[int, _Reading] = {
-    **dict.fromkeys((200, 201, 202, 204), Accepted),
+    202: Accepted,
     **dict.fromkeys(range(300, 400), Rejected),  # no redirect is followed, so nobody took it
     401: _token,
     408: Unknown,
     429: Throttled,
-    507: _mailbox,  # insufficient storage: the sender's mailbox is full
-    509: Throttled,  # bandwidth limit exceeded
 }
 
 #: Known codes, for the other statuses from 400 to 499.
@@ -153,8 +152,8 @@ BY_CODE: Mapping[str, _Reading] = {
     ),
 }
 
-#: Without a known code, from 400 to 499; what is missing here is the message's own fault. A 404
-#: can only mean the mailbox, for nothing else stands in the path.
+#: Without a known code, from 400 to 499; what is missing here is the message's own fault. Where a
+#: mail is sent at once, a 404 can only mean the mailbox, for nothing else stands in the path.
 BY_STATUS_ALONE: Mapping[int, _Reading] = {
     403: _mailbox,
     404: _mailbox,
@@ -163,14 +162,20 @@ BY_STATUS_ALONE: Mapping[int, _Reading] = {
 }
 
 
-def classify(answer: Answer) -> Outcome:
+#: A draft that is not there any more may have been sent by an earlier request.
+#: https://github.com/microsoftgraph/msgraph-sdk-dotnet/issues/2947
+_GONE = "ErrorItemNotFound"
+
+
+def classify(answer: Answer, *, of_draft: bool = False) -> Outcome:
     """What an answer means. Total: every status and code has exactly one outcome.
 
     The status goes first; a code is asked only among refusals (400 to 499). No status line is
-    doubt: only `graph` knows when a request has not left, and says NotSent itself.
+    doubt: only `graph` knows when a request has not left, and says NotSent itself. `of_draft`: the
+    request was to send a draft, which stands in its path.
     """
     status = answer.status
-    if status is None:
+    if status is None or (of_draft and status == 404 and answer.code == _GONE):
         return Unknown(answer)
     if status in BY_STATUS:
         return BY_STATUS[status](answer)

@@ -14,6 +14,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -23,6 +24,7 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from worker.graph.answers import answer_of, for_people
+from worker.graph.heads import Connection, make_connector
 from worker.model import Answer, NotSent, Outcome, Unknown
 from worker.policy import LEASE_NEARLY_OVER, classify
 
@@ -76,9 +78,7 @@ class Wire:
 
         def session() -> aiohttp.ClientSession:
             return aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    ssl=trust, limit=connections, keepalive_timeout=KEEPALIVE
-                ),
+                connector=make_connector(ssl=trust, limit=connections, keepalive_timeout=KEEPALIVE),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 response_class=_Response,
             )
@@ -106,12 +106,14 @@ class Wire:
         request = _request(method, url, every, guarded)
         response: httpx.Response | None = None
         failure: Exception | None = None
+        asked = _asked.set(guarded)
         try:
             async with _time_limit(self._timeout):
                 response = await self._transport.handle_async_request(request)
         except _NETWORK as error:
             failure = error
         finally:
+            _asked.reset(asked)
             guarded.shut()
         if response is None:
             return _no_status(guarded, failure, client_request_id, started)
@@ -144,6 +146,9 @@ class _Response(aiohttp.ClientResponse):
     """Without the reason phrase: httpx-aiohttp 0.2 raises where it is not UTF-8."""
 
     async def start(self, connection: Any) -> aiohttp.ClientResponse:
+        body = _asked.get(None)
+        if body is not None and isinstance(connection.protocol, Connection):
+            body.connection = connection.protocol
         await super().start(connection)
         self.reason = None
         return self
@@ -163,6 +168,7 @@ class _GuardedBody(httpx.AsyncByteStream):
         self.length = len(content)
         self.left = False
         self.late = False
+        self.connection: Connection | None = None  #: that the request went out on
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         if time.monotonic() >= self._deadline:
@@ -174,6 +180,10 @@ class _GuardedBody(httpx.AsyncByteStream):
     def shut(self) -> None:
         """From now on the body is not given out."""
         self._deadline = -math.inf
+
+
+#: The body of the request that this task is about: how its answer finds it.
+_asked: ContextVar[_GuardedBody] = ContextVar("asked")
 
 
 def _request(
@@ -192,16 +202,24 @@ def _request(
 def _no_status(
     body: _GuardedBody, failure: Exception | None, client_request_id: str, started: float
 ) -> Reply:
-    """Without a status line."""
+    """No whole head came, or none at all.
+
+    A status line that did come is evidence, if it says that the request was accepted. A broken
+    head of any other kind proves nothing: what is refused in it may be cut short of its code.
+    """
     took = timedelta(seconds=time.monotonic() - started)
-    if body.late:
+    status = None if body.connection is None else body.connection.accepted()
+    if status:
+        code, detail = None, "the answer broke off after its status line"
+    elif body.late:
         code = LEASE_NEARLY_OVER
         detail = "the lease was nearly over before the request could leave"
     else:
         # What aiohttp raised is more exact than what httpx-aiohttp makes of it.
         cause = failure.__cause__ if isinstance(failure, httpx.HTTPError) else failure
         code, detail = type(cause or failure).__name__, for_people(str(failure))
-    answer = Answer(code=code, detail=detail, client_request_id=client_request_id, duration=took)
+    answer = Answer(status=status, code=code, detail=detail, client_request_id=client_request_id,
+                    duration=took)  # fmt: skip
     return Reply(answer, left=body.left)
 
 
