@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import random
 import socket
 import ssl
@@ -18,7 +19,18 @@ import pytest
 import trustme
 
 from worker.graph import MARKER_PROPERTY, Graph, payload
-from worker.model import Accepted, Blocked, NotSent, Rejected, Throttled, Unknown
+from worker.model import (
+    Absent,
+    Accepted,
+    Blocked,
+    Forbidden,
+    Found,
+    NotSent,
+    Rejected,
+    Throttled,
+    Trouble,
+    Unknown,
+)
 from worker.simulator import Simulator
 
 SCHEMA = json.loads((Path(__file__).parent / "schemas/sendMail.request.schema.json").read_text())
@@ -124,22 +136,29 @@ async def hang(writer):
     await asyncio.sleep(3600)
 
 
+def token_of(simulator):
+    trust = ssl.create_default_context(cafile=simulator.ca_bundle)
+    return httpx.post(
+        f"{simulator.url}/{simulator.tenant_id}/oauth2/v2.0/token",
+        data={
+            "grant_type": "client_credentials",
+            "client_id": simulator.client_id,
+            "client_secret": simulator.client_secret,
+            "scope": f"{simulator.url}/.default",
+        },
+        verify=trust,
+    ).json()["access_token"]
+
+
+def a_mail(message_id="m-1"):
+    content = {"to": [{"address": "ann@example.org"}]}
+    return payload(content, message_id=message_id, subject="Ä", html="<p>ö</p>", text=None)
+
+
 def test_a_mail_goes_to_a_real_looking_graph(tmp_path):
     """Through TLS to the simulator, which checks the payload and keeps the marker."""
     with Simulator(tmp_path) as simulator:
-        trust = ssl.create_default_context(cafile=simulator.ca_bundle)
-        token = httpx.post(
-            f"{simulator.url}/{simulator.tenant_id}/oauth2/v2.0/token",
-            data={
-                "grant_type": "client_credentials",
-                "client_id": simulator.client_id,
-                "client_secret": simulator.client_secret,
-                "scope": f"{simulator.url}/.default",
-            },
-            verify=trust,
-        ).json()["access_token"]
-        content = {"to": [{"address": "ann@example.org"}]}
-        body = payload(content, message_id="m-1", subject="Ä", html="<p>ö</p>", text=None)
+        token = token_of(simulator)
 
         async def once():
             graph = Graph(
@@ -147,7 +166,7 @@ def test_a_mail_goes_to_a_real_looking_graph(tmp_path):
             )
             async with opened(graph):
                 return await graph.send(
-                    "notices@contoso.com", body, token, deadline=time.monotonic() + 60
+                    "notices@contoso.com", a_mail(), token, deadline=time.monotonic() + 60
                 )
 
         outcome = asyncio.run(once())
@@ -532,6 +551,121 @@ def test_no_bytes_that_a_server_may_answer_raise(authority):
             assert len(server.requests) == 200, "none was repeated, none was called unsent"
 
     asyncio.run(all_of_them())
+
+
+# ---- looks ---------------------------------------------------------------------------------------
+
+
+def test_a_look_finds_what_the_mailbox_holds(tmp_path):
+    """The message itself and no other, in Drafts too; nothing in another mailbox; 403 and 404."""
+    with Simulator(tmp_path, drafts_seconds=3600, mailboxes="a@contoso.com,b@contoso.com") as sim:
+        token = token_of(sim)
+
+        async def looks():
+            graph = Graph(sim.url, ca_bundle=sim.ca_bundle, request_timeout=timedelta(seconds=20))
+            async with opened(graph):
+                await graph.send("a@contoso.com", a_mail("m-1"), token, deadline=math.inf)
+                seen = [
+                    await graph.look(*where, token)
+                    for where in [
+                        ("a@contoso.com", "m-1"),
+                        ("a@contoso.com", "m-2"),
+                        ("b@contoso.com", "m-1"),
+                        ("gone@contoso.com", "m-1"),
+                    ]
+                ]
+                sim.settings(mail_read=False)
+                return [
+                    *seen,
+                    await graph.look("a@contoso.com", "m-1", token),
+                    await graph.look("a@contoso.com", "m-1", "no token"),
+                ]
+
+        found, *rest = asyncio.run(looks())
+        [mail] = sim.ledger()
+    assert isinstance(found, Found), found
+    assert (found.graph_id, found.answer.status) == (mail["id"], 200)
+    assert found.sent_at is not None
+    assert [type(one) for one in rest] == [Absent, Absent, Forbidden, Forbidden, Trouble]
+    assert (rest[3].answer.status, rest[3].answer.code) == (403, "ErrorAccessDenied")
+    assert rest[4].answer.status == 401
+
+
+def page(mails, following=None, **more):
+    link = {} if following is None else {"@odata.nextLink": following}
+    return http(200, json.dumps({"value": mails, **link, **more}).encode())
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (page([]), Absent),
+        (page([{"id": "x"}]), Found),
+        (page([{}]), Found),
+        (page([{"id": 7, "sentDateTime": []}]), Found),
+        (page([], 7), Absent),
+        (page([], "https://elsewhere.example/v1.0/users/a/messages"), Trouble),
+        (page([], "http://[broken"), Trouble),
+        (page([])[:-1], Trouble),
+        (page({}), Trouble),
+        (page(["x"]), Trouble),
+        (http(200, b'{"value": null}'), Trouble),
+        (http(200, b"[]"), Trouble),
+        (http(200, b"<html>Sign in"), Trouble),
+        (http(200, b"[" * 60_000), Trouble),
+        (http(200, b'{"value": [], "x": "' + b"y" * 900_000 + b'"}'), Trouble),
+        (http(202), Trouble),
+        (http(204), Trouble),
+        (http(302, b"", "Location: https://localhost:1/\r\n"), Trouble),
+        (http(400, b'{"error": {"code": "BadRequest"}}'), Trouble),
+        (http(429, b"", "Retry-After: 3\r\n"), Trouble),
+        (http(503), Trouble),
+        (b"HTTP/1.1 200 OK\r\nX: ", Trouble),
+        (STATUS_LINE, Trouble),
+        (b"", Trouble),
+    ],
+)
+def test_only_a_whole_good_answer_says_that_a_message_is_absent(authority, answer, expected):
+    """What is cut, odd, or somebody else's page proves nothing."""
+
+    async def look():
+        async def broken(writer):
+            writer.write(answer)
+            writer.close()
+
+        async with Server(authority, broken) as server, opened(graph_for(server)) as graph:
+            return await graph.look("a@contoso.com", "m-1", "t0ken")
+
+    assert type(asyncio.run(look())) is expected
+
+
+@pytest.mark.parametrize(
+    ("empty", "last", "expected"),
+    [(1, [], Absent), (3, [{"id": "x"}], Found), (4, [], Absent), (9, [{"id": "x"}], Trouble)],
+)
+def test_a_search_is_read_to_its_last_page(authority, empty, last, expected):
+    """Graph may give empty pages with more to come; there is an end to that as well."""
+
+    async def look():
+        async with Server(authority) as server, opened(graph_for(server)) as graph:
+            following = f"{server.url}/v1.0/users/a/messages?$skiptoken=x%27y"
+
+            async def next_page(writer):
+                more = len(server.requests) <= empty
+                writer.write(page([] if more else last, following if more else None))
+
+            server.answer = next_page
+            seen = await graph.look("a@contoso.com", "m-1", "t0ken")
+            return seen, server.requests
+
+    seen, requests = asyncio.run(look())
+    assert type(seen) is expected
+    line, fields, _ = requests[0]
+    assert unquote(line).startswith("GET /v1.0/users/a@contoso.com/messages?$filter=")
+    assert "m-1" in unquote(line)
+    assert MARKER_PROPERTY in unquote(line)
+    assert fields["prefer"] == 'idtype="immutableid"'
+    assert all("skiptoken=x'y" in unquote(other) for other, _, _ in requests[1:])
 
 
 # ---- payload ------------------------------------------------------------------------------------

@@ -179,10 +179,9 @@ def test_the_known_answers_mean_what_microsoft_says(row):
     """The table, by example. What a 5xx says it refused is doubt all the same."""
     status, code, expected = re.split(" {2,}", row)
     code, _, of_draft = code.partition(" of a ")
-    known = {
-        "status": None if status == "-" else int(status),
-        "code": None if code == "-" else code,
-    }
+    known: dict[str, Any] = {}
+    known["status"] = None if status == "-" else int(status)
+    known["code"] = None if code == "-" else code
     outcome = classify(Answer(**known), of_draft=bool(of_draft))
     words = [type(outcome).__name__]
     if isinstance(outcome, Blocked):

@@ -284,6 +284,42 @@ class Verdict:
     cooldown: timedelta | None = None  #: the mailbox rests for this long
 
 
+# ---- what a look into a mailbox said -------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The message lies in the mailbox: it was sent. Id and time are Graph's, where it gave them."""
+
+    answer: Answer
+    graph_id: str | None = None
+    sent_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """The whole mailbox was searched, and the message is not there now."""
+
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Forbidden:
+    """This mailbox may not be read, or is not there: 403, 404."""
+
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """The look itself went wrong, and says nothing."""
+
+    answer: Answer
+
+
+Look = Found | Absent | Forbidden | Trouble
+
+
 class PostroomError(Exception):
     """The root of all errors that Postroom raises on purpose."""
 

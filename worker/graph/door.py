@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from datetime import timedelta
 from urllib.parse import quote
 
 import httpx
 
+from worker.graph import looks
 from worker.graph.wire import Wire
-from worker.model import Outcome
+from worker.model import Look, Outcome, Trouble
 
 _JSON = ((b"Content-Type", b"application/json"),)
 
@@ -45,6 +48,29 @@ class Graph:
             "POST", url, body=payload, token=token, deadline=deadline, headers=_JSON
         )
         return reply.outcome
+
+    async def look(self, mailbox: str, message_id: str, token: str) -> Look:
+        """Looks for the message's marker in the whole mailbox. Needs Mail.Read.
+
+        Nothing that the network does raises. Each page is a request of its own with the request
+        timeout; a page anywhere but at Graph's own address is not asked for.
+        """
+        url = self._url(mailbox, looks.search(message_id))
+        for _ in range(looks.PAGES):
+            reply = await self._wire.ask(
+                "GET", url, body=b"", token=token, deadline=math.inf, headers=looks.HEADERS,
+                wants=looks.PAGE_BYTES,
+            )  # fmt: skip
+            found = looks.seen(reply)
+            if not isinstance(found, str):
+                return found
+            if not found.startswith(self._users):
+                return Trouble(replace(reply.answer, code="ForeignPage"))
+            try:
+                url = httpx.URL(found)
+            except httpx.InvalidURL:
+                return Trouble(replace(reply.answer, code="ForeignPage"))
+        return Trouble(replace(reply.answer, code="TooManyPages"))
 
     async def close(self) -> None:
         """Closes the connections. What is in flight ends as with a lost connection."""
