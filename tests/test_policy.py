@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given
