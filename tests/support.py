@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,13 @@ def wait_until(predicate: Callable[[], T], what: str, timeout: float = 20.0) -> 
         assert time.monotonic() < deadline, f"waited {timeout:g} s in vain: {what}"
         time.sleep(0.02)
     return answer
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def upgrade(url: str) -> None:

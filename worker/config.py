@@ -5,12 +5,15 @@ Every problem is named at once, by its variable; no value of a secret is ever sh
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import timedelta
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+from dotenv import dotenv_values
 from pydantic import (
     Field,
     SecretStr,
@@ -23,6 +26,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from worker.model import InvalidSettings, OnUnknown
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)?\s*$", re.IGNORECASE)
+#: Variables of ours that are no settings: which redis-server demo and tests start.
+_OTHERS = frozenset({"POSTROOM_REDIS_SERVER"})
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -124,6 +129,21 @@ class Settings(BaseSettings):
             raise ValueError("LEASE must be longer than REQUEST_TIMEOUT")
         return self
 
+    @classmethod
+    def misspelt(cls) -> list[tuple[str, str | None]]:
+        """POSTROOM_ variables that are no setting, each with the one that may be meant."""
+        known = {f"POSTROOM_{name.upper()}" for name in cls.model_fields} | _OTHERS
+        given = {name.upper() for name in os.environ} | {
+            name.upper() for name in dotenv_values(".env", encoding="utf-8")
+        }
+        strange = sorted(n for n in given if n.startswith("POSTROOM_") and n not in known)
+        return [(n, next(iter(get_close_matches(n, known, 1)), None)) for n in strange]
+
+    @property
+    def signs(self) -> bool:
+        """Whether we sign assertions ourselves, for which this machine's clock must be right."""
+        return self.client_secret is None and self.client_secret_file is None
+
     @cached_property
     def graph_scope(self) -> str:
         """The scope of the token, which follows the Graph host."""
@@ -150,6 +170,11 @@ class Settings(BaseSettings):
             "neither POSTROOM_CLIENT_SECRET nor POSTROOM_CLIENT_CERTIFICATE "
             "(nor their _FILE forms) is set"
         )
+
+    def certificate_pem(self) -> bytes | None:
+        """The client certificate's PEM; None where a secret is used. Raises InvalidSettings."""
+        found = self.credential()
+        return None if isinstance(found, str) else found["public_certificate"].encode()
 
     def identity(self) -> tuple[str, str]:
         """Tenant id and client id. Raises InvalidSettings, naming what is absent."""

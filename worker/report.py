@@ -14,6 +14,8 @@ from worker.store import Store
 
 #: Every worker keeps such a key, its name behind it, alive while it ticks.
 ALIVE = "postroom:worker:"
+#: Alive while beat rings.
+BEAT = "postroom:beat"
 
 _WAITING = (State.QUEUED, State.SENDING)
 

@@ -22,6 +22,8 @@ from worker.inbox import Inbox
 from worker.store import Store, Writer, make_engine
 
 if TYPE_CHECKING:  # imported where they are built: a producer needs none of Microsoft's side
+    from redis.asyncio import Redis as AsyncRedis
+
     from worker.broker import Bell
     from worker.gate import Gate
     from worker.graph import Graph
@@ -120,7 +122,10 @@ class Runtime:
         """The process's one event loop, in a thread of its own."""
         with self._lock:
             loop = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="postroom-loop", daemon=True).start()
+            self._thread = threading.Thread(
+                target=loop.run_forever, name="postroom-loop", daemon=True
+            )
+            self._thread.start()
             return loop
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
@@ -132,17 +137,21 @@ class Runtime:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     @cached_property
-    def gate(self) -> Gate:
-        """The gates of all mailboxes; for the loop."""
+    def loops_redis(self) -> AsyncRedis:
+        """For the loop; no silent retries either."""
         from redis.asyncio import Redis
         from redis.asyncio.retry import Retry as AsyncRetry
 
-        from worker.gate import Gate
-
-        connection = Redis.from_url(
+        return Redis.from_url(
             self.settings.redis_url, retry=AsyncRetry(NoBackoff(), 0), **_redis_options()
         )
-        return Gate(connection, concurrency=self.settings.mailbox_concurrency)
+
+    @cached_property
+    def gate(self) -> Gate:
+        """The gates of all mailboxes; for the loop."""
+        from worker.gate import Gate
+
+        return Gate(self.loops_redis, concurrency=self.settings.mailbox_concurrency)
 
     @cached_property
     def graph(self) -> Graph:
@@ -165,9 +174,20 @@ class Runtime:
         self.stop.set()
         if "loop" in self.__dict__:
             self.call(self._close_on_loop())
-            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._end_loop()
+        if "tokens" in self.__dict__:
+            self.tokens.close()
         if "store" in self.__dict__:
             self.store.close()
+        if "redis" in self.__dict__:
+            self.redis.close()
+
+    def _end_loop(self) -> None:
+        """Closes it where nothing is left on it; what a stop gave up ends with the process."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(CLOSING)
+        if not self._thread.is_alive() and not asyncio.all_tasks(self.loop):
+            self.loop.close()
 
     async def _close_on_loop(self) -> None:
         if "writer" in self.__dict__:
@@ -177,6 +197,8 @@ class Runtime:
                 log.warning("the database does not answer: outcomes are lost, and in doubt")
         if "graph" in self.__dict__:
             await self.graph.close()
+        if "loops_redis" in self.__dict__:
+            await self.loops_redis.aclose()
 
 
 def _redis_options() -> dict[str, Any]:

@@ -25,7 +25,7 @@ from worker.deliver import Deps, Lane, Rules
 from worker.gate import BELL
 from worker.ingest import ingest
 from worker.model import InvalidSettings, OnUnknown
-from worker.report import ALIVE
+from worker.report import ALIVE, BEAT
 from worker.sweep import mailboxes_of, sweep
 
 log = logging.getLogger(__name__)
@@ -66,8 +66,10 @@ def ingest_task() -> dict[str, int]:
 
 @app.task(name="postroom.sweep", send_events=False)
 def sweep_task() -> dict[str, int]:
-    """Wakes lanes, ends what ran out, finishes batches."""
-    return _sweep(runtime.current())
+    """Wakes lanes, ends what ran out, finishes batches. Only beat rings it."""
+    rt = runtime.current()
+    rt.redis.set(BEAT, "1", ex=30)
+    return _sweep(rt)
 
 
 @app.task(name="postroom.finish")

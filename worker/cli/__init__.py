@@ -14,6 +14,7 @@ import typer
 
 from worker.cli import batch, message, output
 from worker.cli.demo import demo
+from worker.cli.doctor import doctor
 from worker.cli.doors import Json, explain
 from worker.cli.send import print_problems, send
 from worker.model import InvalidMessages
@@ -28,6 +29,7 @@ app.add_typer(batch.app, name="batch")
 app.add_typer(message.app, name="message")
 app.command()(demo)
 app.command()(send)
+app.command()(doctor)
 
 
 def main() -> None:

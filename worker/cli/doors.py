@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cli import output
-from worker.model import NotFound, PostroomError, Unavailable
+from worker.model import NotFound, PostroomError
 
 if TYPE_CHECKING:
     from worker.runtime import Runtime
@@ -47,8 +47,9 @@ def migrated() -> Iterator[Runtime]:
 
 def require_tables(store: Store, schema: str | None) -> None:
     """Raises Failed where the database is not migrated, Unavailable where it does not answer."""
-    at = _revision(store, schema)
-    wanted = _newest_revision()
+    from worker.store import newest_revision, revision
+
+    at, wanted = revision(store.engine, schema), newest_revision()
     if at != wanted:
         is_at = f"is at revision {at}, not {wanted}" if at else "is not migrated"
         raise output.Failed(f"the database {is_at}; run: postroom db upgrade")
@@ -56,36 +57,12 @@ def require_tables(store: Store, schema: str | None) -> None:
 
 def upgrade_tables(rt: Runtime) -> str:
     """Brings the tables up to date; their revision. Raises InvalidSettings, Unavailable."""
-    from worker.store import upgrade
+    from worker.store import newest_revision, revision, upgrade
 
     schema = rt.settings.db_schema or None
-    _revision(rt.store, schema)  # says in our words that the database does not answer
+    revision(rt.store.engine, schema)  # says in our words that the database does not answer
     upgrade(rt.settings.require_database_url(), schema)
-    return _newest_revision()
-
-
-def _revision(store: Store, schema: str | None) -> str | None:
-    """The revision that the database is at; None where it has none of our tables."""
-    from sqlalchemy import Column, MetaData, String, Table, inspect, select
-    from sqlalchemy.exc import OperationalError
-
-    version = Table("postroom_version", MetaData(), Column("version_num", String(32)))
-    try:
-        if not inspect(store.engine).has_table(version.name, schema=schema):
-            return None
-    except OperationalError as error:
-        reason = str(error.orig).strip().partition("\n")[0]
-        raise Unavailable(f"the database does not answer: {reason}") from None
-    with store.engine.execution_options(reads=True).connect() as connection:
-        return connection.execute(select(version.c.version_num)).scalar()
-
-
-def _newest_revision() -> str:
-    from alembic.script import ScriptDirectory
-
-    from worker.store.engine import migrations_directory
-
-    return str(ScriptDirectory(migrations_directory()).get_current_head())
+    return newest_revision()
 
 
 def workers(rt: Runtime) -> int | None:

@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from worker.model import Due
 from worker.store import arrivals, batches, chores
 from worker.store.arrivals import BatchSeen, Chunk, Head
-from worker.store.engine import make_engine, upgrade
+from worker.store.engine import make_engine, newest_revision, revision, upgrade
 from worker.store.sending import Sending, ToClaim, ToRecord
 from worker.store.statements import due_queues
 from worker.store.transactions import Transactions
@@ -24,7 +24,7 @@ from worker.store.writer import Writer
 
 __all__ = [
     "BatchSeen", "Chunk", "Head", "Seen", "Store", "ToClaim", "ToRecord", "Writer", "make_engine",
-    "upgrade",
+    "newest_revision", "revision", "upgrade",
 ]  # fmt: skip
 
 
@@ -65,8 +65,8 @@ class Store(Transactions):
                 if due:
                     return Seen(row["id"], row["batch_id"], row["template"], due)
                 empty.append((row["id"], row["revision"]))
-        for queue_id, revision in empty:
-            self._do(partial(chores.correct_queue, queue_id=queue_id, revision=revision))
+        for queue_id, seen in empty:
+            self._do(partial(chores.correct_queue, queue_id=queue_id, revision=seen))
         return None
 
     # ---- ingest --------------------------------------------------------------------------------

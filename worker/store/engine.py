@@ -6,11 +6,22 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import (
+    Column,
+    Engine,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    event,
+    inspect,
+    make_url,
+    select,
+)
+from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.pool import QueuePool
 
-from worker.model import InvalidSettings
+from worker.model import InvalidSettings, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +93,29 @@ def _make_sqlite_safe(engine: Engine) -> None:
     def _begin(connection: Any) -> None:
         reads = connection.get_execution_options().get("reads", False)
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def revision(engine: Engine, schema: str | None) -> str | None:
+    """The revision that the database is at; None where it has none of our tables.
+
+    Raises Unavailable.
+    """
+    version = Table("postroom_version", MetaData(), Column("version_num", String(32)))
+    try:
+        if not inspect(engine).has_table(version.name, schema=schema):
+            return None
+    except OperationalError as error:
+        reason = str(error.orig).strip().partition("\n")[0]
+        raise Unavailable(f"the database does not answer: {reason}") from None
+    with engine.execution_options(reads=True).connect() as connection:
+        return connection.execute(select(version.c.version_num)).scalar()
+
+
+def newest_revision() -> str:
+    """The revision that this code works with."""
+    from alembic.script import ScriptDirectory
+
+    return str(ScriptDirectory(str(migrations_directory())).get_current_head())
 
 
 def migrations_directory() -> Path:

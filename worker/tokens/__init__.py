@@ -141,6 +141,19 @@ class Tokens:
         finally:
             self._mutex.release()
 
+    def fresh(self) -> Token:
+        """A token straight from Entra, past all memories and kept nowhere: for diagnosis.
+
+        Raises TokenRefused.
+        """
+        began = time.monotonic()
+        with self._mutex:
+            try:
+                value, life = self._entra.fetch()
+            except FetchError as failed:
+                raise TokenRefused(failed.code, failed.detail, failed.waits[0]) from None
+        return Token(value, began + life.total_seconds(), 0)
+
     def reject(self, serial: int, code: str) -> None:
         """Graph answered 401 to this token: it is forgotten, once for all who say so.
 

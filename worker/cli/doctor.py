@@ -1,0 +1,47 @@
+"""postroom doctor: what is wrong, and the one thing to do about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from worker.cli import output
+from worker.cli.doors import Json
+
+if TYPE_CHECKING:
+    from worker.doctor import Check
+
+_MARKS = {"ok": "ok   ", "warn": "WARN ", "fail": "FAIL ", "skip": "  -  ", "open": "  ?  "}
+
+
+def doctor(
+    mailbox: Annotated[str | None, typer.Option(help="A mailbox to send from.")] = None,
+    outside: Annotated[str | None, typer.Option(help="A mailbox that must be refused.")] = None,
+    flower: Annotated[str | None, typer.Option(help="Where Flower is.")] = None,
+    json: Json = False,
+) -> None:
+    """Checks everything that a first mail needs. Sends nothing."""
+    from worker.doctor import examine
+
+    place = {} if flower is None else {"flower": flower}
+    checks = []
+    for check in examine(mailbox=mailbox, outside=outside, **place):
+        checks.append(check)
+        if not json:
+            _show(check)
+    if json:
+        output.print_json({"checks": [
+            {"name": c.name, "status": str(c.status), "detail": c.detail, "fix": c.fix}
+            for c in checks
+        ]})  # fmt: skip
+    wrong = [check.name for check in checks if check.status == "fail"]
+    if wrong:
+        output.warn(f"{len(wrong)} of {len(checks)} checks failed: {', '.join(wrong)}")
+        raise typer.Exit(1)
+
+
+def _show(check: Check) -> None:
+    output.say(f"{_MARKS[check.status]} {check.name}: {check.detail}")
+    if check.fix:
+        output.say(f"        -> {check.fix}")
