@@ -24,9 +24,8 @@ def doctor(
     """Checks everything that a first mail needs. Sends nothing."""
     from worker.doctor import examine
 
-    place = {} if flower is None else {"flower": flower}
     checks = []
-    for check in examine(mailbox=mailbox, outside=outside, **place):
+    for check in examine(mailbox=mailbox, outside=outside, flower=flower):
         checks.append(check)
         if not json:
             _show(check)

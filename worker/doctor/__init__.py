@@ -36,7 +36,7 @@ _ORDER: tuple[Callable[[Visit], Iterator[Check]], ...] = (
 
 def examine(
     *, mailbox: str | None = None, outside: str | None = None, send: bool = False,
-    flower: str = service.FLOWER,
+    flower: str | None = None,
 ) -> Iterator[Check]:  # fmt: skip
     """Every check, each as soon as it is made.
 
@@ -51,7 +51,7 @@ def examine(
     yield from _settings(settings)
     rt = Runtime(settings)
     try:
-        visit = Visit(rt, mailbox, outside, send, flower)
+        visit = Visit(rt, mailbox, outside, send, flower or service.FLOWER)
         for examination in _ORDER:
             yield from examination(visit)
     finally:
