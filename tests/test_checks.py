@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from worker import checks
 from worker.checks import Checked, Rules
-from worker.model import Attachment, Message, Problem
+from worker.model import Message, Problem
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 GOOD: dict[str, Any] = {"to": "ann@example.com", "subject": "Hello", "text": "Dear Ann"}
@@ -124,7 +124,6 @@ def test_a_bad_recipient_is_refused_with_its_code(address: Any, code: str):
         ("list_unsubscribe", "https://example.com", "UNSUB_SYNTAX"),
         ("list_unsubscribe", "<javascript:x>", "UNSUB_SYNTAX"),
         ("save_to_sent_items", "no", "TYPE"), ("reference", "r" * 201, "REF_LEN"),
-        ("attachments", [Attachment("a.txt", b"x")], "ATT_UNSUPPORTED"),
     ],
 )  # fmt: skip
 def test_a_bad_field_is_refused_with_its_code(field: str, value: Any, code: str):

@@ -418,9 +418,14 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 ANY = VALUES | st.just(Attachment("a", b"b")) | st.just(object())
+ATTACHED = st.builds(
+    Attachment, ODD | ANY, content=st.binary(max_size=3) | ANY, content_type=ODD | st.none(),
+    content_id=ODD | st.none(), path=ODD | st.none() | ANY,
+)  # fmt: skip
 MESSAGES = st.builds(
     Message, to=ADDRESS | st.lists(ADDRESS, max_size=3) | ANY, subject=ODD | ANY, html=ODD | ANY,
-    text=ODD | ANY, cc=ANY, bcc=ANY, reply_to=ANY, from_=ADDRESS | ANY, attachments=ANY,
+    text=ODD | ANY, cc=ANY, bcc=ANY, reply_to=ANY, from_=ADDRESS | ANY,
+    attachments=st.lists(ATTACHED, max_size=2) | ANY,
     variables=st.dictionaries(ODD, VALUES, max_size=3) | ANY, list_unsubscribe=ODD | ANY,
     headers=st.dictionaries(st.sampled_from(["x-a", "X-B"]) | ODD, ODD) | ANY,
     importance=st.sampled_from(["low", "high"]) | ANY, save_to_sent_items=ANY, reference=ANY,

@@ -98,6 +98,10 @@ class Settings(BaseSettings):
         256 * 1024 * 1024, ge=1024, description="bytes that may wait in the inbox"
     )
 
+    attachment_root: Path | None = Field(
+        None, description="directory below which attachments may be named by their path"
+    )
+
     @classmethod
     def from_env(cls, **changes: Any) -> Self:
         """The settings of this process. Raises InvalidSettings, naming every problem."""

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import IntEnum, StrEnum
+from pathlib import Path
 from typing import Any
 
 MARKER_NAME = "PostroomId"
@@ -109,12 +110,37 @@ def message_id_of(batch_id: str, position: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A file sent along: `content` in bytes; `content_id` makes it an inline image."""
+    """A file sent along: `content` in bytes, or `path`, a file below POSTROOM_ATTACHMENT_ROOT.
+
+    `content_type`: without one, it follows from the name. `content_id` makes it an inline image,
+    to which the HTML refers as `cid:...`.
+    """
 
     name: str
-    content: bytes
-    content_type: str = "application/octet-stream"
+    content: bytes | None = None
+    content_type: str | None = None
     content_id: str | None = None
+    path: str | Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of the content of attachments: number `number` (from 0), PART bytes or the rest."""
+
+    sha256: str  #: of the whole content
+    size: int  #: of the whole content, in bytes
+    number: int
+    content: bytes
+
+
+#: Bytes of a part: few enough for one call to Redis, and a whole number of the 320 KiB that
+#: Graph's upload sessions count in.
+PART = 4 * 320 * 1024
+
+
+def parts_of(size: int) -> int:
+    """How many parts a content of `size` bytes has."""
+    return max(1, -(-size // PART))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,13 @@ HOUR = timedelta(hours=1)
 
 #: Our own code where the guard before the first byte refused (see graph.Graph.send).
 LEASE_NEARLY_OVER = "LeaseNearlyOver"
+#: The message's attachments have not arrived in SQL, or cannot be read from it now.
+CONTENT_MISSING = "ContentMissing"
+#: The message goes by a draft, of which a part is uploaded.
+UPLOADING = "Uploading"
+#: The gate had no room for the next request of an upload.
+GATE_CLOSED = "GateClosed"
+HELD_BACK = frozenset({LEASE_NEARLY_OVER, CONTENT_MISSING, UPLOADING, GATE_CLOSED})
 #: A daily quota: it frees again in hours, not in seconds.
 _QUOTA = "ErrorSubmissionQuotaExceeded"
 #: Refusals that were seen to pass on a repeat, but are nearly always final: one repeat.
@@ -213,10 +220,11 @@ def conclude(
             cooldown = rest if blame is Blame.MAILBOX else None
             return Verdict(State.QUEUED, delay=rest, doubt=doubt, cooldown=cooldown)
         case NotSent(answer):
-            rest = backoff(tries, jitter)
-            # Without a connection the next message fares no better; our own guard says nothing
-            # about the mailbox.
-            cooldown = None if answer.code == LEASE_NEARLY_OVER else rest
+            wait = answer.retry_after
+            rest = backoff(tries, jitter) if wait is None else wait
+            # Without a connection the next message fares no better; what we ourselves hold back
+            # says nothing about the mailbox.
+            cooldown = None if answer.code in HELD_BACK else rest
             return Verdict(State.QUEUED, delay=rest, doubt=doubt, cooldown=cooldown)
         case Rejected(answer, passing):
             return _refused(answer, passing, tries, max_attempts, doubt, jitter)

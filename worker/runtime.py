@@ -19,6 +19,7 @@ from redis.retry import Retry
 
 from worker.config import Settings
 from worker.inbox import Inbox
+from worker.parts import Parts
 from worker.store import Store, Writer, make_engine
 
 if TYPE_CHECKING:  # imported where they are built: a producer needs none of Microsoft's side
@@ -70,6 +71,11 @@ class Runtime:
     def inbox(self) -> Inbox:
         """Where enqueued messages wait for their rows."""
         return Inbox(self.redis)
+
+    @cached_property
+    def parts(self) -> Parts:
+        """Where the parts of attachments wait, before the messages that refer to them."""
+        return Parts(self.redis)
 
     @cached_property
     def bell(self) -> Bell:

@@ -107,6 +107,7 @@ def _deps(rt: runtime.Runtime) -> Deps:
 
 
 def _ingest(rt: runtime.Runtime) -> dict[str, int]:
+    rt.parts.drain(rt.name, rt.store.contents.arrive, rt.stop.is_set)
     return ingest(
         rt.inbox, rt.store, consumer=rt.name, max_age=rt.settings.max_age,
         wake=lambda kind, target: _wake(rt, kind, target), enough=rt.stop.is_set,

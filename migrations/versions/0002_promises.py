@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from worker.store.clock import Instant
+from worker.store.schema import Id
 
 revision = "0002"
 down_revision = "0001"
@@ -31,9 +32,12 @@ def upgrade() -> None:
     # When the application was told that the batch had finished; anew at each finish.
     op.add_column("batches", sa.Column("told_at", Instant, nullable=True))
     _partial("ix_batches_untold", "batches", ["id"], UNTOLD)
+    _add_contents()
 
 
 def downgrade() -> None:
+    for table in ("drafts", "content_parts", "contents"):
+        op.drop_table(table)
     op.drop_index("ix_batches_untold", table_name="batches")
     op.drop_column("batches", "told_at")
     for name in ("recipient", "when", "ended", "code"):
@@ -45,6 +49,38 @@ def downgrade() -> None:
         )
     op.drop_column("attempts", "external")
     op.drop_column("messages", "external")
+
+
+def _add_contents() -> None:
+    """Attachments, once per content; and drafts of messages too large for one request."""
+    op.create_table(
+        "contents",
+        sa.Column("sha256", sa.String(64), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("parts", sa.Integer(), nullable=False),
+        sa.Column("used_at", Instant, nullable=False),
+        sa.PrimaryKeyConstraint("sha256", name=op.f("pk_contents")),
+    )
+    op.create_table(
+        "content_parts",
+        sa.Column("sha256", sa.String(64), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("content", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("sha256", "number", name=op.f("pk_content_parts")),
+        sa.ForeignKeyConstraint(["sha256"], ["contents.sha256"], ondelete="CASCADE",
+                                name=op.f("fk_content_parts_sha256")),
+    )  # fmt: skip
+    op.create_table(
+        "drafts",
+        sa.Column("message_id", Id, nullable=False),
+        sa.Column("mailbox", sa.Text(), nullable=False),
+        sa.Column("draft_id", sa.Text(), nullable=True),
+        sa.Column("upload_url", sa.Text(), nullable=True),
+        sa.Column("released", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("message_id", name=op.f("pk_drafts")),
+        sa.ForeignKeyConstraint(["message_id"], ["messages.id"], ondelete="CASCADE",
+                                name=op.f("fk_drafts_message_id")),
+    )  # fmt: skip
 
 
 UNTOLD = "finished_at IS NOT NULL AND told_at IS NULL"

@@ -1,10 +1,12 @@
 """The door's checks: pure, all problems together, with row, code, place and what is allowed."""
 
+from worker.checks.attachments import IN_REQUEST, Keep, check_size
 from worker.checks.call import Call, check_call, check_key
 from worker.checks.message import Checked, Rules, check
 from worker.checks.template import check_template
 from worker.checks.text import Refused
 
 __all__ = [
-    "Call", "Checked", "Refused", "Rules", "check", "check_call", "check_key", "check_template",
+    "IN_REQUEST", "Call", "Checked", "Keep", "Refused", "Rules", "check", "check_call", "check_key",
+    "check_size", "check_template",
 ]  # fmt: skip

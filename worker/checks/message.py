@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from worker.checks.addresses import MOST_RECIPIENTS, address, recipients
+from worker.checks.attachments import IN_REQUEST, Keep, attachments
 from worker.checks.text import Refused, body, line, shown
 from worker.checks.values import headers, variables
 from worker.model import Message, Problem
@@ -31,6 +32,7 @@ class Rules:
 
     template: bool = False  #: bodies and, where a message gives none, subjects come from it
     needs_sent_copy: bool = False  #: doubt is settled by the copy in Sent Items
+    keep: Keep | None = None  #: where the contents of attachments go; None: nowhere
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -164,7 +166,7 @@ def _rest(row: _Row, message: Message, rules: Rules) -> None:
     if message.save_to_sent_items is not True:
         _unsaved(row, message.save_to_sent_items, rules)
     if message.attachments != ():
-        _attachments(row, message.attachments)
+        _attachments(row, message.attachments, rules.keep)
 
 
 def _importance(value: object) -> str:
@@ -189,7 +191,15 @@ def _unsaved(row: _Row, value: object, rules: Rules) -> None:
         row.content["save_to_sent_items"] = False
 
 
-def _attachments(row: _Row, value: object) -> None:
-    if isinstance(value, list | tuple) and not value:
+def _attachments(row: _Row, value: object, keep: Keep | None) -> None:
+    if keep is None:
+        row.refuse("ATT_UNSUPPORTED", "attachments", "attachments have no place here")
         return
-    row.refuse("ATT_UNSUPPORTED", "attachments", "attachments come with a later release")
+    good, bad = attachments(value, keep)
+    row.problems += [Problem(row.number, b.code, b.path, b.detail) for b in bad]
+    if good:
+        row.content["attachments"] = good
+    if sum(a["size"] for a in good) > IN_REQUEST and "save_to_sent_items" in row.content:
+        # https://learn.microsoft.com/graph/api/message-send has no such parameter.
+        detail = "attachments above 3 MB go by a draft, which Graph always keeps in Sent Items"
+        row.refuse("SAVE_DRAFT", "save_to_sent_items", detail)

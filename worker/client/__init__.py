@@ -11,6 +11,7 @@ import logging
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -19,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from worker import checks, report, runtime, templates
 from worker.checks import Call, Checked
 from worker.client.door import Door, open_template, rows
+from worker.client.keeper import Keeper
 from worker.client.spool import Spool
 from worker.inbox import Batch
 from worker.model import (
@@ -87,8 +89,9 @@ class Client:
         source, compiled, wrong = open_template(template)
         if problems or wrong:
             raise InvalidMessages([*problems, *wrong])
-        door = Door(call, source, compiled, rt.settings.on_unknown is OnUnknown.RECONCILE)
-        with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as file:
+        with _file() as file, _keeper(rt) as keeper:
+            reconciles = rt.settings.on_unknown is OnUnknown.RECONCILE
+            door = Door(call, source, compiled, reconciles, keeper)
             spool = Spool(file, door.identity())
             rejected = door.pass_through(messages, spool, every=on_invalid == "skip")
             if on_invalid == "raise" and rejected:
@@ -97,7 +100,7 @@ class Client:
                 return Receipt(batch_id, 0, 0, tuple(rejected))
             batch = Batch(batch_id, spool.digest.hexdigest(), door.head(now), spool.chunks,
                           spool.messages)  # fmt: skip
-            accepted, duplicates = _append(rt, batch, spool, repeat=idempotency_key is not None)
+            accepted, duplicates = _append(rt, batch, spool, keeper, idempotency_key is not None)
         return Receipt(batch_id, accepted, duplicates, tuple(rejected))
 
     def preview(
@@ -109,14 +112,15 @@ class Client:
     ) -> list[templates.Rendered]:
         """The first `count` messages as they would be sent. Raises InvalidMessages."""
         source, compiled, wrong = open_template(template)
-        door = Door(Call(), source, compiled, needs_sent_copy=False)
         shown: list[templates.Rendered] = []
-        for row, given in enumerate(itertools.islice(rows(messages), count), start=1):
-            found = door.check(row, given)
-            if isinstance(found, Checked):
-                shown.append(templates.render(source, found.content))
-            else:
-                wrong += found
+        with _keeper(self._runtime()) as keeper:
+            door = Door(Call(), source, compiled, needs_sent_copy=False, keeper=keeper)
+            for row, given in enumerate(itertools.islice(rows(messages), count), start=1):
+                found = door.check(row, given)
+                if isinstance(found, Checked):
+                    shown.append(templates.render(source, found.content))
+                else:
+                    wrong += found
         if wrong:
             raise InvalidMessages(wrong)
         return shown
@@ -155,12 +159,28 @@ class Client:
         return {"requeued": requeued, "left": {s: n for s, n in left.items() if n}}
 
 
-def _append(rt: Runtime, batch: Batch, spool: Spool, *, repeat: bool) -> tuple[int, int]:
-    """Appends what is not there yet: (accepted, duplicates)."""
+def _file() -> Any:
+    """A private file, in memory while it is small."""
+    return tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)
+
+
+@contextmanager
+def _keeper(rt: Runtime) -> Iterator[Keeper]:
+    with _file() as contents:
+        yield Keeper(contents, rt.settings.attachment_root)
+
+
+def _append(
+    rt: Runtime, batch: Batch, spool: Spool, keeper: Keeper, repeat: bool
+) -> tuple[int, int]:
+    """Appends what is not there yet, attachments first: (accepted, duplicates)."""
     there = _in_sql(rt, batch) if repeat else {}
     accepted = duplicates = 0
     ring = False
     try:
+        if len(there) < spool.chunks:
+            for part in keeper.parts():
+                ring |= rt.parts.append(part, budget=rt.settings.inbox_budget, batch_id=batch.id)
         for chunk in spool.read():
             if chunk.number in there:
                 duplicates += chunk.count

@@ -9,6 +9,7 @@ from typing import Any
 
 from worker import checks, templates
 from worker.checks import Call, Checked
+from worker.client.keeper import Keeper
 from worker.client.spool import Spool
 from worker.model import InvalidMessages, Message, Problem
 
@@ -21,12 +22,15 @@ class Door:
 
     def __init__(
         self, call: Call, source: Mapping[str, Any] | None,
-        compiled: templates.Compiled | None, needs_sent_copy: bool,
+        compiled: templates.Compiled | None, needs_sent_copy: bool, keeper: Keeper | None = None,
     ) -> None:  # fmt: skip
         self._call = call
+        self._keeper = keeper
         self._source = source
         self._compiled = compiled
-        self._rules = checks.Rules(source is not None, needs_sent_copy)
+        self._rules = checks.Rules(
+            source is not None, needs_sent_copy, keeper.take if keeper else None
+        )
 
     def identity(self) -> bytes:
         """What makes two calls the same, besides their messages."""
@@ -62,6 +66,7 @@ class Door:
             found = self.check(row, given)
             if isinstance(found, Checked):
                 spool.add(found.row)
+                self._need(found)
                 continue
             room = 1 if every else MOST_PROBLEMS - len(rejected)
             rejected += found[:room]
@@ -72,6 +77,11 @@ class Door:
         if left_out:
             rejected.append(Problem(0, "MORE", "messages", f"and {left_out} more problems"))
         return rejected
+
+    def _need(self, found: Checked) -> None:
+        for one in found.content.get("attachments", ()):
+            if self._keeper is not None:
+                self._keeper.need(one["sha256"])
 
 
 def rows(messages: Any) -> Iterator[object]:

@@ -23,6 +23,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from worker import templates
+from worker.deliver import parcels
 from worker.deliver.values import Deps, Prepared
 from worker.gate import Grant, lane_token
 from worker.graph import payload
@@ -220,7 +221,7 @@ class Lane:
         began = time.monotonic()
         lease, left = rules.lease.total_seconds(), token.ends_at - began
         claimed = await self.deps.writer.claim([
-            ToClaim(p.due.id, len(p.body), self.mailbox, self.deps.worker, lease, left)
+            ToClaim(p.due.id, p.size, self.mailbox, self.deps.worker, lease, left)
             for p in ready
         ])  # fmt: skip
         deadline = min(
@@ -243,15 +244,15 @@ class Lane:
             return Prepared(due, b"", Rejected(Answer(code=problem.code, detail=problem.detail)))
         body = payload(due.content, message_id=due.id, subject=shown.subject, html=shown.html,
                        text=shown.text)  # fmt: skip
-        return Prepared(due, body)
+        return Prepared(due, body, shown=shown)
 
     async def _fly(
         self, prepared: Prepared, fence: int, slot: str, token: Token, deadline: float
     ) -> None:
         """Run, conclude, record: the way of one message from its claim to its audit row."""
         deps, due, trouble = self.deps, prepared.due, self._trouble
-        outcome = prepared.problem or await deps.graph.send(
-            self.mailbox, prepared.body, token.value, deadline=deadline
+        outcome = prepared.problem or await parcels.send(
+            deps, self.mailbox, prepared, token, deadline=deadline
         )
         verdict = conclude(
             outcome, tries=due.tries, doubt=due.doubt, max_attempts=deps.rules.max_attempts,
@@ -265,7 +266,7 @@ class Lane:
             ToRecord(
                 id=due.id, fence=fence, batch_id=due.batch_id, queue_id=due.queue_id,
                 mailbox=self.mailbox, worker=deps.worker, recipients=due.recipients,
-                size=len(prepared.body), outcome=outcome, verdict=verdict,
+                size=prepared.size, outcome=outcome, verdict=verdict,
                 token_left=token.ends_at - time.monotonic(),
             )
         )  # fmt: skip

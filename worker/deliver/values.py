@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
+from worker.checks import IN_REQUEST
 from worker.gate import Gate
 from worker.graph import Graph
 from worker.model import Due, OnUnknown, Rejected
 from worker.store import Store, Writer
+from worker.templates import Rendered
 from worker.tokens import Tokens
+
+#: Bytes of JSON around the content of an attachment, more or less.
+OVERHEAD = 200
 
 
 class Stop(Protocol):
@@ -51,5 +56,19 @@ class Prepared:
     """A due message with its request, ready to go."""
 
     due: Due
-    body: bytes
+    body: bytes  #: without attachments
     problem: Rejected | None = None
+    shown: Rendered | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the request, with the attachments that go in it."""
+        return len(self.body) + attached(self.due.content)
+
+
+def attached(content: Mapping[str, Any]) -> int:
+    """Bytes that a message's attachments add to its request; those that go by a draft add none."""
+    references = content.get("attachments", ())
+    if sum(a["size"] for a in references) > IN_REQUEST:
+        return 0
+    return sum((a["size"] + 2) // 3 * 4 + len(a["name"]) + OVERHEAD for a in references)

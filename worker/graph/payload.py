@@ -1,7 +1,8 @@
-"""The JSON of sendMail, made of a message's content."""
+"""The JSON of requests to Graph, made of a message's content."""
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,14 +17,68 @@ _LIST_UNSUBSCRIBE = "String 0x1045"
 
 
 def payload(
+    content: Mapping[str, Any], *, message_id: str, subject: str, html: str | None,
+    text: str | None, attachments: Sequence[Mapping[str, Any]] = (),
+) -> bytes:  # fmt: skip
+    """The JSON of sendMail for one message; see `message_of`. `attachments`: `file_attachment`s.
+
+    https://learn.microsoft.com/graph/api/user-sendmail
+    """
+    message = message_of(content, message_id=message_id, subject=subject, html=html, text=text)
+    if attachments:
+        message["attachments"] = list(attachments)
+    save = bool(content.get("save_to_sent_items", True))
+    return as_json({"message": message, "saveToSentItems": save})
+
+
+def file_attachment(reference: Mapping[str, Any], content: bytes) -> dict[str, Any]:
+    """An attachment of up to 3 MB with its content. `reference`: name, type, content_id.
+
+    https://learn.microsoft.com/graph/api/resources/fileattachment
+    """
+    found = {
+        "@odata.type": "#microsoft.graph.fileAttachment",
+        "name": reference["name"],
+        "contentType": reference["type"],
+        "contentBytes": base64.b64encode(content).decode("ascii"),
+    }
+    return found | _inline(reference)
+
+
+def attachment_item(reference: Mapping[str, Any]) -> dict[str, Any]:
+    """What an upload session is told of its attachment.
+
+    https://learn.microsoft.com/graph/api/resources/attachmentitem
+    """
+    found = {
+        "attachmentType": "file",
+        "name": reference["name"],
+        "contentType": reference["type"],
+        "size": reference["size"],
+    }
+    return found | _inline(reference)
+
+
+def _inline(reference: Mapping[str, Any]) -> dict[str, Any]:
+    if "content_id" not in reference:
+        return {}
+    return {"contentId": reference["content_id"], "isInline": True}
+
+
+def as_json(document: Mapping[str, Any]) -> bytes:
+    """Compact JSON. A lone surrogate has no UTF-8; a question mark must not stop a lane."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+
+
+def message_of(
     content: Mapping[str, Any], *, message_id: str, subject: str, html: str | None, text: str | None
-) -> bytes:
-    """The JSON of sendMail for one message, with its marker.
+) -> dict[str, Any]:
+    """Graph's message resource for one message, with its marker and without attachments.
 
     `content`: `to`, `cc`, `bcc`, `reply_to` (lists of {"address", "name"?}), `from` (one of
     these), `importance`, `headers` (name to value; the marker makes one more of Graph's five),
-    `list_unsubscribe`, `save_to_sent_items` (default true). Graph takes one body: HTML wins.
-    https://learn.microsoft.com/graph/api/user-sendmail
+    `list_unsubscribe`. Graph takes one body: HTML wins, and Exchange makes the text part of it.
+    https://learn.microsoft.com/graph/api/resources/message
     """
     body = ("html", html) if html is not None else ("text", text or "")
     properties = [{"id": MARKER_PROPERTY, "value": message_id}]
@@ -44,12 +99,7 @@ def payload(
         "singleValueExtendedProperties": properties,
     }
     # Graph refuses some empty arrays (https://github.com/microsoftgraph/msgraph-sdk-dotnet/issues/2208).
-    document = {
-        "message": {k: v for k, v in message.items() if v is not None and v != []},
-        "saveToSentItems": bool(content.get("save_to_sent_items", True)),
-    }
-    # A lone surrogate has no UTF-8; a question mark must not stop a lane.
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+    return {k: v for k, v in message.items() if v is not None and v != []}
 
 
 def _recipients(of: Sequence[Mapping[str, str]] | None) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 from worker.model import Due
 from worker.store import arrivals, batches, chores
 from worker.store.arrivals import BatchSeen, Chunk, Head
+from worker.store.contents import Contents
 from worker.store.engine import make_engine, newest_revision, revision, upgrade
 from worker.store.sending import Sending, ToClaim, ToRecord
 from worker.store.statements import due_queues
@@ -44,6 +45,7 @@ class Store(Transactions):
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self.sending = Sending(engine.dialect.name)
+        self.contents = Contents(engine)
 
     def look(
         self, mailbox: str, pools: Mapping[str, Sequence[str]], turns: Mapping[str, int], count: int

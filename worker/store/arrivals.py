@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, case, func, insert, literal, or_, select, update
 
 from worker.model import NAMESPACE, State, message_id_of
+from worker.store import contents
 from worker.store.clock import now
 from worker.store.schema import batches, chunks, events, messages, queues
 from worker.store.statements import insert_for
@@ -84,6 +85,7 @@ def _write(connection: Connection, chunk: Chunk, rows: Sequence[Mapping[str, Any
     insert_new = insert_for(connection.dialect.name)
     if rows:
         connection.execute(insert_new(messages).on_conflict_do_nothing(), rows)
+        contents.used(connection, (row["content"] for row in rows))
     connection.execute(
         insert_new(chunks)
         .values(

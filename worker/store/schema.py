@@ -12,6 +12,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     SmallInteger,
     String,
@@ -250,6 +251,38 @@ suppressions = Table(
     Column("reason", Text),
     Column("by", Text, nullable=False),
     Column("at", Instant, nullable=False),
+)
+
+#: Attachments, once per content however many messages share it; whole when all parts are there.
+contents = Table(
+    "contents",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("size", BigInteger, nullable=False),  # bytes
+    Column("parts", Integer, nullable=False),
+    Column("used_at", Instant, nullable=False),  # when something last arrived that refers to it
+)
+
+content_parts = Table(
+    "content_parts",
+    metadata,
+    Column("sha256", String(64), ForeignKey("contents.sha256", ondelete="CASCADE"),
+           primary_key=True),
+    Column("number", Integer, primary_key=True),  # from 0; all but the last are PART bytes long
+    Column("content", LargeBinary, nullable=False),
+)  # fmt: skip
+
+#: Messages too large for one request go by a draft in the mailbox: which, and how far it is.
+drafts = Table(
+    "drafts",
+    metadata,
+    Column("message_id", Id, ForeignKey("messages.id", ondelete="CASCADE"), primary_key=True),
+    Column("mailbox", Text, nullable=False),  # where the draft lies; no other may go on with it
+    Column("draft_id", Text),  # NULL: none is known
+    Column("upload_url", Text),  # of the attachment that is being uploaded
+    # Whether the claim at work may have asked Graph to send the draft. While it has not, a claim
+    # that ends without a word leaves no doubt.
+    Column("released", Boolean, nullable=False),
 )
 
 
