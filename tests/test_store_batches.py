@@ -89,10 +89,10 @@ def test_an_export_gives_every_row_in_the_order_of_the_input(kit: Kit) -> None:
 
 def test_a_pool_is_replaced_as_a_whole(kit: Kit) -> None:
     """None deletes it; other pools stay."""
-    kit.store.set_pool("news", ["b@x.org", "a@x.org", "a@x.org"])
-    kit.store.set_pool("offers", ["c@x.org"])
-    kit.store.set_pool("news", ["d@x.org", "a@x.org"])
-    assert kit.store.pools() == {"news": ["a@x.org", "d@x.org"], "offers": ["c@x.org"]}
+    kit.store.mailboxes.set_pool("news", ["b@x.org", "a@x.org", "a@x.org"])
+    kit.store.mailboxes.set_pool("offers", ["c@x.org"])
+    kit.store.mailboxes.set_pool("news", ["d@x.org", "a@x.org"])
+    assert kit.store.mailboxes.pools() == {"news": ["a@x.org", "d@x.org"], "offers": ["c@x.org"]}
 
-    kit.store.set_pool("news", [])
-    assert kit.store.pools() == {"offers": ["c@x.org"]}
+    kit.store.mailboxes.set_pool("news", [])
+    assert kit.store.mailboxes.pools() == {"offers": ["c@x.org"]}

@@ -216,7 +216,9 @@ def conclude(
             rest = _rest(answer, tries, jitter)
             return Verdict(State.QUEUED, delay=rest, doubt=doubt, cooldown=rest)
         case Blocked(answer, blame):
-            rest = answer.retry_after or backoff(tries, jitter, 5 * SECOND)
+            # A mailbox that refuses is soon suspended, and said to be: the first repeats are quick.
+            base = SECOND if blame is Blame.MAILBOX else 5 * SECOND
+            rest = answer.retry_after or backoff(tries, jitter, base)
             cooldown = rest if blame is Blame.MAILBOX else None
             return Verdict(State.QUEUED, delay=rest, doubt=doubt, cooldown=cooldown)
         case NotSent(answer):

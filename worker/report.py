@@ -39,7 +39,7 @@ def status(
     remaining = sum(found["counts"][state] for state in _WAITING)
     rate = found["rate_per_minute"]
     return found | {
-        "blocked": store.blocked(_mailboxes(store, found, pools)),
+        "blocked": store.mailboxes.suspended(_mailboxes(store, found, pools)),
         "eta": round(60 * remaining / rate) if rate and remaining else None,
     }
 
@@ -84,4 +84,4 @@ def _mailboxes(
 ) -> Sequence[str]:
     if found["target_kind"] == "mailbox":
         return [found["target"]]
-    return (store.pools() if pools is None else pools).get(found["target"], [])
+    return (store.mailboxes.pools() if pools is None else pools).get(found["target"], [])

@@ -98,7 +98,7 @@ class Runtime:
 
     def pools(self) -> Mapping[str, list[str]]:
         """All pools: those of the settings win over those in SQL."""
-        return self.store.pools() | self.settings.pools
+        return self.store.mailboxes.pools() | self.settings.pools
 
     # ---- Microsoft -----------------------------------------------------------------------------
 

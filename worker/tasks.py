@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from worker import runtime
 from worker.broker import EXPIRES, backlog_key, make_app
 from worker.config import Settings
-from worker.deliver import Deps, Lane, Rules
+from worker.deliver import SUSPENDED, Deps, Lane, Rules
 from worker.gate import BELL
 from worker.ingest import ingest
 from worker.model import InvalidSettings, OnUnknown
@@ -53,7 +53,7 @@ def deliver(mailbox: str) -> dict[str, Any]:
         log.warning("mailbox %s: no answer from SQL (%s)", mailbox, type(error).__name__)
         return {"waits_for": "the database"}
     result = rt.call(Lane(_deps(rt), mailbox, pools).run())
-    if result.get("waits_for") not in {None, "held"} and result["seconds"] <= SOON:
+    if result.get("waits_for") not in {None, "held", SUSPENDED} and result["seconds"] <= SOON:
         _ring_after(rt, mailbox, result["seconds"])
     return result
 
@@ -122,9 +122,11 @@ def _sweep(rt: runtime.Runtime) -> dict[str, int]:
 
 
 def _wake(rt: runtime.Runtime, kind: str, target: str) -> None:
-    pools = rt.pools() if kind == "pool" else {}  # a mailbox needs no look into SQL
-    for mailbox in mailboxes_of(kind, target, pools):
-        _ring(rt, mailbox)
+    pool = kind == "pool"  # a mailbox needs no look into SQL
+    resting = rt.store.mailboxes.resting() if pool else set()
+    for mailbox in mailboxes_of(kind, target, rt.pools() if pool else {}):
+        if mailbox not in resting:
+            _ring(rt, mailbox)
 
 
 def _ring(rt: runtime.Runtime, mailbox: str) -> None:

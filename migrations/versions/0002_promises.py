@@ -33,9 +33,18 @@ def upgrade() -> None:
     op.add_column("batches", sa.Column("told_at", Instant, nullable=True))
     _partial("ix_batches_untold", "batches", ["id"], UNTOLD)
     _add_contents()
+    # In a row: refusals suspend a mailbox, rejections pause a batch.
+    op.add_column(
+        "mailboxes", sa.Column("refusals", sa.SmallInteger(), server_default="0", nullable=False)
+    )
+    op.add_column(
+        "batches", sa.Column("rejections", sa.Integer(), server_default="0", nullable=False)
+    )
 
 
 def downgrade() -> None:
+    op.drop_column("batches", "rejections")
+    op.drop_column("mailboxes", "refusals")
     for table in ("drafts", "content_parts", "contents"):
         op.drop_table(table)
     op.drop_index("ix_batches_untold", table_name="batches")

@@ -239,7 +239,7 @@ def _known_id(batch_id: str) -> str:
 def _is_pool(rt: Runtime, name: str, batch_id: str) -> bool:
     if name in rt.settings.pools or rt.settings.database_url is None:
         return name in rt.settings.pools
-    return name in _ask(rt.store.pools, batch_id)
+    return name in _ask(rt.store.mailboxes.pools, batch_id)
 
 
 def _ask(question: Callable[[], Any], batch_id: str | None = None) -> Any:

@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 
 from worker import templates
 from worker.deliver import parcels
+from worker.deliver.standing import SUSPENDED, Standing
 from worker.deliver.values import Deps, Prepared
 from worker.gate import Grant, lane_token
 from worker.graph import payload
@@ -84,6 +85,7 @@ class Lane:
     _rung: int = -1
     _ours_until: float = math.inf  # monotonic: until then no other lane has the mailbox
     _abandoned: bool = False  # a stop took too long
+    _standing: Standing = field(default_factory=Standing)
     _trouble: int = 0  # how often in a row sends of this mailbox went wrong
     _rest_until: float = 0.0  # monotonic: the mailbox is to rest, which Redis may not know yet
 
@@ -118,9 +120,10 @@ class Lane:
         """The loop of the lane; gives what it must wait for and how long, if it must."""
         began = time.monotonic()
         grant, _ = await self._ask(0)  # takes the lane before anything is looked at
+        self._standing = await asyncio.to_thread(Standing.of, self.deps.store, self.mailbox)
         while time.monotonic() < self._ours_until and not self.deps.stop.is_set():
-            if self._turn_is_over(began):
-                return NEXT_TURN, timedelta(0)
+            if ended := self._ended(began):
+                return ended
             before = self._rung
             await self._look()
             wanted = min(len(self._buffer), self._allowed() - len(self._flying))
@@ -140,11 +143,15 @@ class Lane:
 
     def _allowed(self) -> int:
         """How many may fly at once: a mailbox in trouble tries again with one message."""
-        return 1 if self._trouble else self.deps.rules.concurrency
+        return 1 if self._trouble else self._standing.most(self.deps.rules.concurrency)
 
-    def _turn_is_over(self, began: float) -> bool:
+    def _ended(self, began: float) -> tuple[str, timedelta] | None:
+        """Why the lane must end though there may be more to do; None: it may go on."""
+        if self._standing.over:
+            return SUSPENDED, self._standing.wait
         turn = SHORT_TURN if self.deps.crowded() else TURN
-        return time.monotonic() >= began + turn.total_seconds()
+        over = time.monotonic() >= began + turn.total_seconds()
+        return (NEXT_TURN, timedelta(0)) if over else None
 
     async def _keep(self, work: asyncio.Task[Any]) -> None:
         """Renews the lease while the lane waits for SQL, Entra or Graph; bounds a stop.
@@ -267,7 +274,7 @@ class Lane:
                 id=due.id, fence=fence, batch_id=due.batch_id, queue_id=due.queue_id,
                 mailbox=self.mailbox, worker=deps.worker, recipients=due.recipients,
                 size=prepared.size, outcome=outcome, verdict=verdict,
-                token_left=token.ends_at - time.monotonic(),
+                token_left=token.ends_at - time.monotonic(), clears=self._standing.saw(outcome),
             )
         )  # fmt: skip
         self._free.append(slot)
@@ -334,7 +341,7 @@ NEXT_TURN = "its next turn"
 TROUBLE: Mapping[type[Outcome], timedelta] = {
     NotSent: timedelta(seconds=10),
     Unknown: timedelta(minutes=5),
-    Blocked: timedelta(minutes=5),
+    Blocked: timedelta(seconds=4),  # then the mailbox is suspended
 }
 
 #: What a person reads in Flower for each outcome.

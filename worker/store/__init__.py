@@ -18,6 +18,7 @@ from worker.store import arrivals, batches, chores
 from worker.store.arrivals import BatchSeen, Chunk, Head
 from worker.store.contents import Contents
 from worker.store.engine import make_engine, newest_revision, revision, upgrade
+from worker.store.mailboxes import Mailboxes
 from worker.store.sending import Sending, ToClaim, ToRecord
 from worker.store.statements import due_queues
 from worker.store.transactions import Transactions
@@ -46,6 +47,7 @@ class Store(Transactions):
         super().__init__(engine)
         self.sending = Sending(engine.dialect.name)
         self.contents = Contents(engine)
+        self.mailboxes = Mailboxes(engine)
 
     def look(
         self, mailbox: str, pools: Mapping[str, Sequence[str]], turns: Mapping[str, int], count: int
@@ -109,11 +111,6 @@ class Store(Transactions):
         with self._reading() as connection:
             return batches.status(connection, batch_id)
 
-    def blocked(self, addresses: Sequence[str]) -> list[dict[str, Any]]:
-        """Those of these mailboxes that are suspended: mailbox, code, reason, since."""
-        with self._reading() as connection:
-            return batches.blocked(connection, addresses)
-
     def batch_list(self, limit: int = 50) -> list[dict[str, Any]]:
         """The newest batches first, with their counts."""
         with self._reading() as connection:
@@ -147,15 +144,6 @@ class Store(Transactions):
                 c, batch_id, include_unknown=include_unknown, by=by, why=why, age=age
             )
         )
-
-    def set_pool(self, name: str, mailboxes: Sequence[str]) -> None:
-        """The mailboxes of a pool from now on; none deletes it."""
-        self._do(lambda c: batches.set_pool(c, name, mailboxes))
-
-    def pools(self) -> dict[str, list[str]]:
-        """The pools that live in SQL: name → mailboxes."""
-        with self._reading() as connection:
-            return batches.pools_in(connection)
 
     def close(self) -> None:
         """Closes all connections."""

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, case, delete, func, insert, literal, or_, select, update
+from sqlalchemy import Connection, case, func, insert, literal, or_, select, update
 
 from worker.model import BatchState, State, WrongState
 from worker.store.clock import after, now
-from worker.store.schema import (
-    attempts,
-    batches,
-    chunks,
-    events,
-    mailboxes,
-    messages,
-    pools,
-    queues,
-)
+from worker.store.schema import attempts, batches, chunks, events, messages, queues
 
 #: How many rows an export reads in one go.
 PAGE = 1000
@@ -69,19 +59,6 @@ def _rate(connection: Connection, batch_id: str) -> int:
             messages.c.batch_id == batch_id, messages.c.sent_at > after(literal(-60.0))
         )
     ).scalar_one()
-
-
-def blocked(connection: Connection, addresses: Sequence[str]) -> list[dict[str, Any]]:
-    """Those of these mailboxes that are suspended: mailbox, code, reason, since."""
-    rows = connection.execute(
-        select(
-            mailboxes.c.address.label("mailbox"), mailboxes.c.suspended_code.label("code"),
-            mailboxes.c.suspended_reason.label("reason"), mailboxes.c.suspended_at.label("since"),
-        )
-        .where(mailboxes.c.address.in_(addresses), mailboxes.c.suspended_at.is_not(None))
-        .order_by(mailboxes.c.address)
-    )  # fmt: skip
-    return [dict(row) for row in rows.mappings()]
 
 
 def newest(connection: Connection, limit: int) -> list[dict[str, Any]]:
@@ -175,19 +152,3 @@ def retry(
             )
         )  # fmt: skip
     return len(queued)
-
-
-def set_pool(connection: Connection, name: str, mailboxes: Sequence[str]) -> None:
-    """The mailboxes of a pool from now on."""
-    connection.execute(delete(pools).where(pools.c.name == name))
-    if mailboxes:
-        rows = [{"name": name, "mailbox": m} for m in sorted(set(mailboxes))]
-        connection.execute(insert(pools), rows)
-
-
-def pools_in(connection: Connection) -> dict[str, list[str]]:
-    """name → mailboxes, sorted."""
-    found: dict[str, list[str]] = {}
-    for row in connection.execute(select(pools).order_by(pools.c.name, pools.c.mailbox)):
-        found.setdefault(row.name, []).append(row.mailbox)
-    return found

@@ -22,7 +22,7 @@ from sqlalchemy import (
 
 from worker.model import State
 from worker.store.clock import now
-from worker.store.schema import Id, attempts, batches, is_in, messages, queues
+from worker.store.schema import Id, attempts, batches, is_in, mailboxes, messages, queues
 from worker.store.sending import POISON
 from worker.store.statements import running, taken_back
 
@@ -204,10 +204,18 @@ def finish_batches(connection: Connection) -> list[Any]:
 
 
 def due_targets(connection: Connection) -> list[tuple[str, str]]:
-    """(kind, target) of every queue that has due work: one row a queue, whatever the backlog."""
+    """(kind, target) of every queue that has due work: one row a queue, whatever the backlog.
+
+    Without the mailboxes that are suspended, until their probe is due.
+    """
+    rests = exists().where(
+        queues.c.target_kind == "mailbox", mailboxes.c.address == queues.c.target,
+        mailboxes.c.suspended_at.is_not(None),
+        or_(mailboxes.c.probe_at.is_(None), mailboxes.c.probe_at > now()),
+    )  # fmt: skip
     rows = connection.execute(
         select(queues.c.target_kind, queues.c.target)
-        .where(queues.c.next_due_at <= now(), running(queues.c.batch_id))
+        .where(queues.c.next_due_at <= now(), running(queues.c.batch_id), ~rests)
         .distinct()
     )
     return [(row.target_kind, row.target) for row in rows]

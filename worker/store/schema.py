@@ -72,6 +72,7 @@ batches = Table(
     Column("cancelled_at", Instant),
     Column("finished_at", Instant),
     Column("told_at", Instant),  # when the application was told of this finish
+    Column("rejections", Integer, nullable=False, server_default="0"),  # in a row, for content
     CheckConstraint(_one_of("target_kind", "mailbox", "pool"), name="target_kind"),
     CheckConstraint(
         "finished_at IS NULL OR sealed_at IS NOT NULL OR cancelled_at IS NOT NULL",
@@ -234,6 +235,7 @@ mailboxes = Table(
     Column("suspended_reason", Text),
     Column("probe_at", Instant),
     Column("probes", SmallInteger, nullable=False, server_default="0"),
+    Column("refusals", SmallInteger, nullable=False, server_default="0"),  # in a row
     CheckConstraint("(suspended_at IS NULL) = (suspended_reason IS NULL)", name="suspended_whole"),
 )
 

@@ -17,6 +17,7 @@ from sqlalchemy import (
 
 from worker.model import Due, Outcome, State, Verdict
 from worker.store.clock import after
+from worker.store.mailboxes import note, refusal
 from worker.store.schema import attempts
 from worker.store.statements import (
     attempts_statement,
@@ -59,6 +60,7 @@ class ToRecord:
     outcome: Outcome
     verdict: Verdict
     token_left: float
+    clears: bool = False  #: an acceptance that ends what SQL holds against the mailbox
 
 
 class Sending:
@@ -120,7 +122,7 @@ class Sending:
         if proofs:
             connection.execute(self._evidence, {"rows": json.dumps(proofs)})
         self._wake_queues(connection, [r for r in fresh if r.verdict.state is State.QUEUED])
-        self._cool(connection, [*fresh, *late])
+        self._tend(connection, fresh, late)
         return done | {key[:2] for key, was_late in told.items() if not was_late}
 
     def _told(
@@ -154,15 +156,27 @@ class Sending:
             rows = [{"id": q, "delay": d} for q, d in sorted(soonest.items())]
             connection.execute(self._wake, {"rows": json.dumps(rows)})
 
-    def _cool(self, connection: Connection, results: Sequence[ToRecord]) -> None:
-        """Keeps the longest cooldown of each mailbox, for the day that Redis forgets."""
+    def _tend(
+        self, connection: Connection, fresh: Sequence[ToRecord], late: Sequence[ToRecord]
+    ) -> None:
+        """The mailboxes' rows: the longest cooldown, for the day that Redis forgets, and refusals.
+
+        In one order, and nothing at all where all went well.
+        """
         longest: dict[str, timedelta] = {}
-        for r in results:
+        noted: dict[str, list[Outcome]] = {}
+        for r in [*fresh, *late]:
             if r.verdict.cooldown:
                 longest[r.mailbox] = max(r.verdict.cooldown, longest.get(r.mailbox, timedelta(0)))
-        for mailbox, rest in sorted(longest.items()):
-            until = after(literal(rest.total_seconds(), Float))
-            connection.execute(cool_mailbox(connection, mailbox, until))
+        for r in fresh:
+            if r.clears or refusal(r.outcome):
+                noted.setdefault(r.mailbox, []).append(r.outcome)
+        for mailbox in sorted({*longest, *noted}):
+            if mailbox in longest:
+                until = after(literal(longest[mailbox].total_seconds(), Float))
+                connection.execute(cool_mailbox(connection, mailbox, until))
+            if mailbox in noted:
+                note(connection, mailbox, noted[mailbox])
 
 
 def _told_as(r: ToRecord) -> tuple[str, int, str, str | None, str | None]:

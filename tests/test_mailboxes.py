@@ -1,0 +1,304 @@
+"""Mailboxes that refuse or are suspended: nothing is sent from them, and no message pays for it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from tests.store_kit import AGAIN, MAILBOX, SENT, Kit, answer, opened, to_record
+from tests.support import wait_until
+from tests.test_spine import (
+    MAILBOXES,
+    POSTGRESQL,
+    TEMPLATE,
+    Service,
+    service,
+    simulator_options,
+    some_messages,
+)
+from worker.deliver.standing import Standing
+from worker.model import Accepted, Blame, Blocked, Rejected
+from worker.store.schema import attempts, events, mailboxes, messages
+
+__all__ = ["service", "simulator_options"]  # fixtures
+
+REFUSED = Blocked(
+    answer(status=403, code="ErrorAccessDenied", detail="Access to OData is disabled."),
+    Blame.MAILBOX,
+)
+
+
+@pytest.fixture
+def kit(migrated_url: str) -> Iterator[Kit]:
+    with opened(migrated_url) as kit:
+        yield kit
+
+
+def refuse(kit: Kit, times: int = 1, together: bool = False) -> None:
+    """Claims and records so many refusals, each in its transaction or all in one."""
+    results = []
+    for _ in range(times):
+        head, one, fence = kit.claimed()
+        outcome = replace(REFUSED, answer=answer(status=403, code="ErrorAccessDenied"))
+        results.append(to_record(head, one, fence, AGAIN, outcome))
+    for group in [results] if together else [[one] for one in results]:
+        kit.record(*group)
+
+
+def accept(kit: Kit, *, clears: bool = True) -> None:
+    """Claims and records an acceptance; `clears` is what the lane says of it."""
+    head, one, fence = kit.claimed()
+    kit.record(replace(to_record(head, one, fence, SENT), clears=clears))
+
+
+def row(kit: Kit, address: str = MAILBOX) -> Any:
+    """The mailbox's row."""
+    with kit.engine.connect() as c:
+        return c.execute(select(mailboxes).where(mailboxes.c.address == address)).mappings().one()
+
+
+def put(kit: Kit, **values: Any) -> None:
+    """Puts the mailbox where a test needs it."""
+    with kit.engine.begin() as c:
+        c.execute(update(mailboxes).where(mailboxes.c.address == MAILBOX).values(**values))
+
+
+def told(kit: Kit) -> list[tuple[str, str]]:
+    """The events of the mailbox: kind, by."""
+    with kit.engine.connect() as c:
+        found = c.execute(select(events).where(events.c.mailbox == MAILBOX).order_by(events.c.id))
+        return [(event.kind, event.by) for event in found]
+
+
+def due(kit: Kit) -> list[tuple[str, str]]:
+    return kit.store.due_targets()
+
+
+# ---- refusals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_three_refusals_in_a_row_suspend(kit: Kit, together: bool) -> None:
+    """With Graph's code, a reason in plain words, an event, and a probe in a minute."""
+    kit.batch()
+    refuse(kit, 2, together)
+    assert row(kit)["suspended_at"] is None
+    assert due(kit) == [("mailbox", MAILBOX)]
+
+    refuse(kit)
+
+    found = row(kit)
+    assert found["suspended_code"] == "ErrorAccessDenied"
+    assert "The application may not send from this mailbox." in found["suspended_reason"]
+    assert found["probe_at"] - found["suspended_at"] == timedelta(minutes=1)
+    assert told(kit) == [("suspend", "postroom")]
+    assert due(kit) == []
+    assert kit.store.mailboxes.resting() == {MAILBOX}
+
+
+def test_an_acceptance_between_refusals_starts_the_count_anew(kit: Kit) -> None:
+    """Three in a row are meant, not three in all; also where they share a transaction."""
+    refuse(kit, 2)
+    accept(kit)
+    refuse(kit, 2, together=True)
+
+    assert row(kit)["suspended_at"] is None
+    assert row(kit)["refusals"] == 2
+    assert told(kit) == []
+
+
+def test_rejections_of_messages_are_no_refusals_of_the_mailbox(kit: Kit) -> None:
+    """A bad message says nothing about its mailbox."""
+    for _ in range(5):
+        head, one, fence = kit.claimed()
+        kit.record(to_record(head, one, fence, AGAIN, Rejected(answer(status=400))))
+
+    assert kit.store.mailboxes.seen(MAILBOX).refusals == 0
+
+
+def test_a_refusal_that_is_recorded_again_counts_once(kit: Kit) -> None:
+    """The reply to a COMMIT was lost."""
+    head, one, fence = kit.claimed()
+    result = to_record(head, one, fence, AGAIN, REFUSED)
+
+    for _ in range(4):
+        kit.record(result)
+
+    assert row(kit)["refusals"] == 1
+
+
+def test_refused_probes_grow_the_interval_up_to_half_an_hour(kit: Kit) -> None:
+    """What was under way when the mailbox was suspended is no probe and moves nothing."""
+    refuse(kit, 3)
+    before = row(kit)["probe_at"]
+    refuse(kit)
+    assert (row(kit)["probe_at"], row(kit)["probes"]) == (before, 0)
+
+    waits = []
+    for _ in range(7):
+        put(kit, probe_at=datetime.now(UTC) - timedelta(seconds=1))
+        began = datetime.now(UTC)
+        refuse(kit)
+        waits.append(round((row(kit)["probe_at"] - began).total_seconds() / 60))
+
+    assert waits == [2, 4, 8, 16, 30, 30, 30]
+    assert told(kit) == [("suspend", "postroom")]
+
+
+def test_an_accepted_probe_resumes(kit: Kit) -> None:
+    """By itself, once, and with nothing held against the mailbox."""
+    refuse(kit, 3)
+    accept(kit)
+    accept(kit)
+
+    found = row(kit)
+    assert (found["suspended_at"], found["refusals"], found["probes"]) == (None, 0, 0)
+    assert told(kit) == [("suspend", "postroom"), ("resume", "postroom")]
+
+
+def test_a_due_probe_wakes_the_lane_and_only_that(kit: Kit) -> None:
+    """The sweep rings nobody for a suspended mailbox until one message may try."""
+    kit.batch()
+    refuse(kit, 3)
+    assert due(kit) == []
+
+    put(kit, probe_at=datetime.now(UTC) - timedelta(seconds=1))
+
+    assert due(kit) == [("mailbox", MAILBOX)]
+    assert kit.store.mailboxes.resting() == set()
+
+
+# ---- operators ----------------------------------------------------------------------------------
+
+
+def test_an_operators_suspension_waits_for_an_operator(kit: Kit) -> None:
+    """It is not probed, and what was under way does not lift it. Twice is as once."""
+    refuse(kit)
+    accept_later = kit.claimed()
+    assert kit.store.mailboxes.suspend(MAILBOX, by="ann", why="spam complaint")
+    assert not kit.store.mailboxes.suspend(MAILBOX, by="ann", why="again")
+
+    head, one, fence = accept_later
+    kit.record(replace(to_record(head, one, fence, SENT), clears=True))
+
+    assert row(kit)["probe_at"] is None
+    [shown] = kit.store.mailboxes.suspended([MAILBOX])
+    assert (shown["code"], shown["reason"]) == ("Suspended", "suspended by ann: spam complaint")
+    assert kit.store.mailboxes.resume(MAILBOX, by="ann", why=None)
+    assert not kit.store.mailboxes.resume(MAILBOX, by="ann", why=None)
+    assert kit.store.mailboxes.seen(MAILBOX).refusals == 0
+    assert told(kit) == [("suspend", "ann"), ("resume", "ann")]
+
+
+def test_after_a_resume_one_refusal_suspends_again(kit: Kit) -> None:
+    """The operator believed it mended: one message finds out, not three."""
+    refuse(kit, 3)
+    kit.store.mailboxes.resume(MAILBOX, by="ann", why=None)
+    assert Standing.of(kit.store, MAILBOX).most(4) == 1
+
+    refuse(kit)
+
+    assert row(kit)["suspended_at"] is not None
+
+
+# ---- the lane -----------------------------------------------------------------------------------
+
+
+def test_a_lane_of_a_suspended_mailbox_works_only_for_a_probe(kit: Kit) -> None:
+    """One message; refused, the lane is over; accepted, it works on as ever, and says so once."""
+    assert not Standing.of(kit.store, MAILBOX).over
+    refuse(kit, 3)
+    resting = Standing.of(kit.store, MAILBOX)
+    assert resting.over
+    assert timedelta(seconds=30) < resting.wait <= timedelta(minutes=1)
+
+    put(kit, probe_at=datetime.now(UTC) - timedelta(seconds=1))
+    refused, good = (Standing.of(kit.store, MAILBOX) for _ in range(2))
+    assert (refused.over, refused.most(4)) == (False, 1)
+    assert not refused.saw(REFUSED)
+    assert refused.over
+    told = [good.saw(Accepted(answer(status=202))) for _ in range(2)]
+    assert told == [True, False]
+    assert (good.over, good.most(4)) == (False, 4)
+
+
+def test_a_lane_is_over_with_the_third_refusal_that_it_knows_of(kit: Kit) -> None:
+    """Those before it began and those that it saw itself; it tries with one from the first on."""
+    refuse(kit)
+    standing = Standing.of(kit.store, MAILBOX)
+    standing.saw(REFUSED)
+    assert (standing.over, standing.most(4)) == (False, 1)
+    standing.saw(REFUSED)
+    assert standing.over
+
+
+# ---- real workers -------------------------------------------------------------------------------
+
+
+def blocked(service: Service, batch: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = service.client.status(batch)["blocked"]
+    return found
+
+
+def probe_now(service: Service) -> None:
+    """Lets the time to the next probe have passed."""
+    due = {"probe_at": datetime.now(UTC) - timedelta(seconds=1)}
+    runtime = service.client._runtime()
+    with runtime.store.engine.begin() as connection:
+        suspended = mailboxes.c.suspended_at.is_not(None)
+        connection.execute(update(mailboxes).where(suspended).values(**due))
+
+
+@POSTGRESQL
+def test_one_message_shows_a_mailbox_as_blocked_and_is_sent_when_it_is_mended(
+    service: Service,
+) -> None:
+    """Refused three times quickly, then probed by itself: no try is spent, nothing fails."""
+    service.simulator.settings(out_of_scope=[MAILBOXES[0]])
+    service.worker("one")
+    batch = service.client.enqueue(
+        some_messages(1), sender=MAILBOXES[0], template=TEMPLATE
+    ).batch_id
+
+    [one] = wait_until(lambda: blocked(service, batch), "the batch shows it", 30)
+    assert (one["mailbox"], one["code"]) == (MAILBOXES[0], "ErrorAccessDenied")
+    assert "may not send" in one["reason"]
+    times = sorted(row.at for row in service.rows(select(attempts.c.at)))
+    assert len(times) == 3
+    assert times[-1] - times[0] < timedelta(seconds=10)
+
+    probe_now(service)
+    wait_until(lambda: len(service.rows(select(attempts.c.at))) == 4, "one message tries")
+    wait_until(lambda: service.counts(batch)["queued"] == 1, "it is queued again")
+    service.simulator.settings(out_of_scope=[])
+    probe_now(service)
+
+    assert service.wait_for_end(batch) == Counter(sent=1)
+    assert blocked(service, batch) == []
+    assert [row.tries for row in service.rows(select(messages.c.tries))] == [0]
+
+
+@POSTGRESQL
+def test_a_suspended_mailbox_in_a_pool_costs_the_pool_no_message(service: Service) -> None:
+    """Its four first refusals are taken over by the others; nothing waits for it."""
+    service.simulator.settings(out_of_scope=[MAILBOXES[0]])
+    for name in ("one", "two"):
+        service.worker(name)
+
+    batch = service.enqueue(800)
+    counts = service.wait_for_end(batch)
+
+    assert counts == Counter(sent=800)
+    assert set(service.accepted().values()) == {1}
+    statement = select(attempts.c.outcome).where(attempts.c.mailbox == MAILBOXES[0])
+    outcomes = [row.outcome for row in service.rows(statement)]
+    assert set(outcomes) == {"blocked"}
+    assert 3 <= len(outcomes) <= 6
+    assert [one["mailbox"] for one in blocked(service, batch)] == [MAILBOXES[0]]
+    assert {row.tries for row in service.rows(select(messages.c.tries))} == {0}
