@@ -22,6 +22,7 @@ import pytest
 import trustme
 
 from worker.simulator import Simulator
+from worker.simulator.hostile import MIX
 from worker.simulator.settings import SettingError
 
 PROPERTY = "String {5f1d9c0e-54a7-4d8e-9d0c-2b6a1f0c7e11} Name PostroomId"
@@ -432,6 +433,9 @@ def test_retry_after_comes_in_every_form_seen_in_the_wild(start: Start) -> None:
         ("reset_before_reading", 0),
         ("reset_before", 0),
         ("reset_after", 1),
+        ("close_before", 0),
+        ("close_after", 1),
+        ("cut_in_status", 1),
         ("cut_after_status", 1),
         ("garbage", 0),
         ("garbage_after", 1),
@@ -526,6 +530,62 @@ def test_chance_repeats_itself_with_the_same_seed(start: Start) -> None:
 
     assert runs[0] == runs[1] != runs[2]
     assert set(runs[0]) == {202, 500}
+
+
+def test_a_fault_can_end_every_token_in_the_middle_of_the_work(start: Start) -> None:
+    """A revocation hits whoever comes next with the old token; a new one is good."""
+    graph = start()
+    graph.simulator.fault("revoked")
+
+    assert code(graph.send()) == (401, "InvalidAuthenticationToken")
+    assert graph.send().status_code == 401
+    graph.sign_in()
+    assert graph.send().status_code == 202
+
+
+def test_a_hostile_service_mixes_every_misfortune_by_its_seed(start: Start) -> None:
+    """Chance finds what no list does, and a seed finds it again. Each kind comes in the end, and
+    the ledger holds exactly what was accepted, whatever the caller saw.
+    """
+    slow = {"hang_before", "hang_after", "slow_body", "accept_late"}
+    mix = [name for name in MIX if name not in slow]
+    seen = []
+    for name in ("one", "two"):
+        graph = start(name, seed=5, hostile_percent=80, hostile_mix=mix, limits=False)
+        graph.simulator.settings(retry_after=0)
+        seen.append([outcome(graph, f"m-{n}") for n in range(120)])
+        stats, accepted = graph.simulator.stats(), graph.simulator.ledger()
+
+    assert seen[0] == seen[1]
+    assert 70 <= stats["hostile"] <= 110
+    assert stats["hostile"] == sum(stats["faults"].values())
+    assert set(stats["faults"]) == {MIX[name]["kind"] for name in mix}
+    assert len({row["marker"] for row in accepted}) == len(accepted)
+    told = {f"m-{n}" for n, what in enumerate(seen[0]) if what == "202"}
+    assert told <= {row["marker"] for row in accepted}
+    assert len(accepted) > len(told)
+
+
+def outcome(graph: Caller, marker: str) -> str:
+    """What the caller learns of one mail; a token that was ended is renewed."""
+    properties = [{"id": PROPERTY, "value": marker}]
+    try:
+        status = graph.send(singleValueExtendedProperties=properties).status_code
+    except httpx.TransportError:
+        return "broken"
+    if status == 401:
+        graph.sign_in()
+    return str(status)
+
+
+def test_searches_meet_misfortunes_too_but_none_that_needs_a_mail(start: Start) -> None:
+    """A look into a mailbox may fail like any request, and must not be taken for an answer."""
+    graph = start(hostile_percent=100, hostile_mix=["reset_after", "503"])
+
+    answer = graph.http.get(f"/v1.0/users/{MAILBOX}/messages", headers=graph.headers)
+
+    assert answer.status_code == 503
+    assert graph.simulator.stats()["faults"] == {"status": 1}
 
 
 def test_the_token_endpoint_fails_too(start: Start) -> None:
@@ -677,6 +737,8 @@ def test_statistics_add_up(start: Start) -> None:
         ({"concurrency": 0}, "concurrency: at least 1"),
         ({"limits": "perhaps"}, "limits: yes or no"),
         ({"colour": "red"}, "colour: there is no such setting"),
+        ({"hostile_mix": "504_after,rain"}, "hostile_mix: 'rain' is none of throttle, 500"),
+        ({"hostile_percent": 101}, "hostile_percent: at most 100"),
         ({"retry_after_form": "poem"}, "retry_after_form: one of integer"),
     ],
 )

@@ -21,9 +21,13 @@ KINDS: dict[str, tuple[str, bool, dict[str, Any]]] = {
     ),
     "throttle": ("graph", False, {"retry_after": None}),
     "unauthorized": ("graph", False, {"headers": {}}),
+    "revoked": ("graph", False, {}),
     "reset_before_reading": ("unread", False, {}),
     "reset_before": ("graph", False, {}),
     "reset_after": ("graph", True, {}),
+    "close_before": ("graph", False, {}),
+    "close_after": ("graph", True, {}),
+    "cut_in_status": ("graph", True, {}),
     "cut_after_status": ("graph", True, {}),
     "hang_before": ("graph", False, {"seconds": 3600.0}),
     "hang_after": ("graph", True, {"seconds": 3600.0}),
@@ -66,6 +70,11 @@ class Fault:
     operation: str = "send"
     detail: dict[str, Any] = field(default_factory=dict)
     struck: int = 0
+
+    @property
+    def where(self) -> str:
+        """`token`, `graph`, or `unread`: before anything of the request is read."""
+        return KINDS[self.kind][0]
 
     @property
     def accepts(self) -> bool:
@@ -149,6 +158,10 @@ class Faults:
         """Let a fault stand."""
         self._standing.append(fault)
 
+    def count(self, fault: Fault) -> None:
+        """A fault strikes."""
+        self.struck[fault.kind] += 1
+
     def clear(self) -> None:
         """Let none stand."""
         self._standing.clear()
@@ -165,7 +178,7 @@ class Faults:
             if fault.probability < 1 and self._random.random() >= fault.probability:
                 continue
             fault.struck += 1
-            self.struck[fault.kind] += 1
+            self.count(fault)
             if fault.struck == fault.count:
                 self._standing.remove(fault)
             return fault

@@ -23,6 +23,7 @@ from worker.simulator.answers import (
 )
 from worker.simulator.breakage import reset
 from worker.simulator.exchange import Exchange
+from worker.simulator.faults import Fault
 from worker.simulator.mime import read_mime
 from worker.simulator.misfortune import strike
 from worker.simulator.settings import Settings
@@ -63,10 +64,10 @@ def _handler(method: str, path: list[str]) -> Handler | None:
 
 async def _send(exchange: Exchange, _path: list[str]) -> web.StreamResponse:
     state = exchange.state
+    chance = state.misfortune(accepts=True)
     unread = state.faults.strike("unread", "send", exchange.mailbox)
-    if unread:
-        exchange.log["fault"] = unread.kind
-        return reset(exchange.request)
+    if unread := state.befalls("unread", unread, chance):
+        return _unread(exchange, unread)
     body = await exchange.request.content.read()
     _admit(exchange, len(body))
     message, save = _message(exchange, body)
@@ -79,21 +80,31 @@ async def _send(exchange: Exchange, _path: list[str]) -> web.StreamResponse:
         state.accept(exchange.mailbox, message, save, exchange.ids)
 
     fault = state.faults.strike("graph", "send", exchange.mailbox, addresses)
-    if fault:
+    if fault := state.befalls("graph", fault, chance):
         return await strike(fault, exchange, accept)
     accept()
     return exchange.answer(202)
 
 
+def _unread(exchange: Exchange, fault: Fault) -> web.Response:
+    """A reset before anything of the request is read."""
+    exchange.log["fault"] = fault.kind
+    return reset(exchange.request)
+
+
 async def _search(exchange: Exchange, path: list[str]) -> web.StreamResponse:
     state, query = exchange.state, exchange.request.query
     state.counts["read"] += 1
+    chance = state.misfortune(accepts=False)
+    if unread := state.befalls("unread", None, chance):
+        return _unread(exchange, unread)
     _admit(exchange, 0)
     if not state.settings.mail_read:
         raise GraphError(403, "ErrorAccessDenied", ACCESS_DENIED)
     if latency := state.latency():
         await asyncio.sleep(latency)
-    if fault := state.faults.strike("graph", "read", exchange.mailbox):
+    fault = state.faults.strike("graph", "read", exchange.mailbox)
+    if fault := state.befalls("graph", fault, chance):
         return await strike(fault, exchange, lambda: None)
     folder = path[3] if len(path) > 3 else None
     found = state.mailboxes.search(exchange.mailbox, folder, query.get("$filter"), time.time())

@@ -41,12 +41,28 @@ def _unauthorized(fault: Fault, exchange: Exchange) -> web.Response:
     return exchange.error(GraphError(401, "InvalidAuthenticationToken", text, headers))
 
 
+def _revoked(_fault: Fault, exchange: Exchange) -> web.Response:
+    """Every token issued so far ends, this request's with them."""
+    exchange.state.tokens.revoke()
+    headers = {"WWW-Authenticate": AUTHENTICATE}
+    text = "Access token has been revoked."
+    return exchange.error(GraphError(401, "InvalidAuthenticationToken", text, headers))
+
+
 def _accepted_retry_after(fault: Fault, exchange: Exchange) -> web.Response:
     return exchange.answer(202, {"Retry-After": str(fault.detail["retry_after"])})
 
 
 def _cut_after_status(_fault: Fault, exchange: Exchange) -> web.Response:
     return send_raw(exchange.request, b"HTTP/1.1 202 Accepted\r\n")
+
+
+def _cut_in_status(_fault: Fault, exchange: Exchange) -> web.Response:
+    return send_raw(exchange.request, b"HTTP/1.1 20")
+
+
+def _close(_fault: Fault, exchange: Exchange) -> web.Response:
+    return send_raw(exchange.request, b"")
 
 
 def _garbage(_fault: Fault, exchange: Exchange) -> web.Response:
@@ -100,6 +116,10 @@ _ANSWERS: dict[str, Callable[[Fault, Exchange], web.Response]] = {
     "status_after": _status,
     "throttle": _throttle,
     "unauthorized": _unauthorized,
+    "revoked": _revoked,
+    "close_before": _close,
+    "close_after": _close,
+    "cut_in_status": _cut_in_status,
     "accepted_retry_after": _accepted_retry_after,
     "cut_after_status": _cut_after_status,
     "garbage": _garbage,

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
+from worker.simulator.hostile import MIX
+
 RETRY_AFTER_FORMS = ("integer", "fraction", "date", "absent", "nonsense")
 
 
@@ -50,12 +52,18 @@ class Settings:
     drafts_seconds: float = _setting(0.0, "an accepted mail lies in Drafts so long")
     search_delay: float = _setting(0.0, "searches find a mail only after so long")
     keep_mails: int = _setting(10_000, "mails kept with their whole content")
-    seed: int = _setting(0, "seed of latency and of faults by probability")
+    hostile_percent: float = _setting(0.0, "so many of a hundred requests meet a misfortune")
+    hostile_mix: tuple[str, ...] = _setting((), "which ones (none: all): " + ", ".join(MIX))
+    seed: int = _setting(0, "seed of latency and of all that happens by chance")
 
     def __post_init__(self) -> None:
         self.latency()
         if self.retry_after_form not in RETRY_AFTER_FORMS:
             raise SettingError(f"retry_after_form: one of {', '.join(RETRY_AFTER_FORMS)}")
+        if unknown := [name for name in self.hostile_mix if name not in MIX]:
+            raise SettingError(f"hostile_mix: {unknown[0]!r} is none of {', '.join(MIX)}")
+        if self.hostile_percent > 100:
+            raise SettingError(f"hostile_percent: at most 100, not {self.hostile_percent:g}")
         for name in ("concurrency", "request_limit", "token_lifetime"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name}: at least 1, not {getattr(self, name)}")

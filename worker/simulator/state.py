@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from worker.simulator.entra import Tokens
-from worker.simulator.faults import Faults
+from worker.simulator.faults import Fault, Faults
+from worker.simulator.hostile import Chance
 from worker.simulator.ledger import Ledger
 from worker.simulator.limits import Limits
 from worker.simulator.mail import Mailboxes
@@ -34,6 +35,7 @@ class State:
         self.random = random.Random(settings.seed)  # noqa: S311 - repeatable, not secret
         self.tokens = Tokens(directory)
         self.faults = Faults(settings.seed)
+        self.chance = Chance(settings.seed)
         self.limits = Limits()
         self.mailboxes = Mailboxes()
         self.ledger = Ledger(directory / "ledger.jsonl")
@@ -51,6 +53,19 @@ class State:
         """Seconds this answer takes."""
         least, most = self.settings.latency()
         return least if least == most else self.random.uniform(least, most)
+
+    def misfortune(self, *, accepts: bool) -> Fault | None:
+        """What befalls this request by chance; `accepts`: it carries a mail."""
+        s = self.settings
+        return self.chance.draw(s.hostile_percent, s.hostile_mix, accepts=accepts)
+
+    def befalls(self, where: str, ordered: Fault | None, chance: Fault | None) -> Fault | None:
+        """The fault that strikes here: the ordered one, else what chance drew for this place."""
+        if ordered is not None or chance is None or chance.where != where:
+            return ordered
+        self.counts["hostile"] += 1
+        self.faults.count(chance)
+        return chance
 
     def accept(
         self, mailbox: str, message: dict[str, Any], save: bool, ids: tuple[str, str]
@@ -78,6 +93,7 @@ class State:
             "searches": self.counts["read"],
             "statuses": dict(self.statuses),
             "faults": dict(self.faults.struck),
+            "hostile": self.counts["hostile"],
             "first_acceptance": self.first,
             "last_acceptance": self.last,
             "max_concurrent": {name: load.peak for name, load in loads.items()},
