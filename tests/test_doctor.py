@@ -16,9 +16,9 @@ import trustme
 
 from tests.support import Processes, free_port, wait_until
 from worker.config import Settings
-from worker.doctor import Check, Status, Visit, examine, microsoft, servers, service
+from worker.doctor import Check, Status, Visit, examine, letter, microsoft, servers, service
 from worker.doctor.words import ENTRA, explain
-from worker.model import Answer, Message, Unknown
+from worker.model import Answer, Found, Message, Unknown
 from worker.report import ALIVE, BEAT
 from worker.runtime import Runtime
 from worker.servers import RedisServer
@@ -116,7 +116,7 @@ def test_the_command_prints_one_document_and_ends_with_1_where_a_check_failed(
         ("name", "status", "detail", "fix")
     }
     assert ill.returncode == 1
-    assert ill.stderr == "postroom: 1 of 19 checks failed: credential\n"
+    assert ill.stderr == "postroom: 1 of 20 checks failed: credential\n"
     [credential] = [c for c in json.loads(ill.stdout)["checks"] if c["name"] == "credential"]
     assert credential["status"] == "fail"
 
@@ -134,6 +134,12 @@ def test_people_read_each_check_with_what_to_do_below_it(
     at = lines.index("FAIL  credential: the application is disabled (AADSTS7000112)")
     assert lines[at + 1].startswith("        -> in Entra: Enterprise applications")
     assert "ok    settings: all that is needed is set" in lines
+
+
+def test_send_without_a_mailbox_is_wrong_usage(environment: None) -> None:
+    """Whom the mail is from must be said."""
+    command = [str(Path(sys.executable).with_name("postroom")), "doctor", "--send"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 2
 
 
 # ---- settings -----------------------------------------------------------------------------------
@@ -507,6 +513,66 @@ def test_the_doctor_waits_for_a_lane_and_respects_its_rest(
     rt.call(rt.gate.cool(SENDER, timedelta(seconds=60)))
     rt.close()
     assert_says(doctor(mailbox=SENDER)["mailbox"], Status.WARN, "it rests for", "when the mailbox")
+
+
+# ---- a real mail ---------------------------------------------------------------------------------
+
+
+def test_one_real_mail_is_sent_to_the_mailbox_itself_and_found_again(
+    doctor: Doctor, entra: Simulator
+) -> None:
+    """By its marker, with the delay told; what one mail cannot answer stays open."""
+    address = "letter@contoso.com"
+    entra.settings(search_delay=1.0)
+    checks = doctor(mailbox=address, send=True)
+    assert_says(checks["letter"], Status.OK, f"sent to {address}, and found by its marker after ")
+    seconds = float(checks["letter"].detail.split()[-2])
+    assert seconds >= 1.0
+    [mail] = [row for row in entra.ledger() if row["mailbox"] == address]
+    assert mail["recipients"] == [address]
+    assert mail["subject"] == f"Postroom doctor {mail['marker']}"
+    assert_says(checks["marker on the sent copy"], Status.OK, "yes")
+    still = {name for name, check in checks.items() if check.status is Status.OPEN}
+    assert still == {"roles with RBAC", "time in Drafts", "messages a minute", "503 on sendMail",
+                     "immutable id", "second send of a draft"}  # fmt: skip
+
+
+def test_a_mail_that_may_not_be_looked_for_is_left_to_a_person(
+    doctor: Doctor, entra: Simulator
+) -> None:
+    """Without Mail.Read the subject tells which mail it is."""
+    entra.settings(mail_read=False)
+    checks = doctor(mailbox=SENDER, send=True)
+    assert_says(checks["letter"], Status.WARN, "without Mail.Read", "Postroom doctor ")
+    assert checks["marker on the sent copy"].status is Status.OPEN
+
+
+def test_a_mail_that_is_accepted_and_never_found_is_a_failure(
+    doctor: Doctor, entra: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looks could not settle any doubt in such a tenant."""
+    monkeypatch.setattr(letter, "PATIENCE", timedelta(0))
+    entra.settings(search_delay=600)
+    checks = doctor(mailbox=SENDER, send=True)
+    assert_says(checks["letter"], Status.FAIL, "was not found", "POSTROOM_ON_UNKNOWN=hold")
+
+
+def test_no_mail_is_sent_from_a_mailbox_that_may_not(doctor: Doctor, entra: Simulator) -> None:
+    """Nor where Graph refuses it in the end."""
+    before = len(entra.ledger())
+    assert_says(doctor(mailbox=SENDER)["letter"], Status.SKIP, "--send sends one real mail")
+    entra.fault("status", 0, status=503, code="ErrorServerBusy", operation="send")
+    assert_says(doctor(mailbox=SENDER, send=True)["letter"], Status.WARN, "no clear answer (503")
+    entra.settings(out_of_scope=[SENDER])
+    assert_says(doctor(mailbox=SENDER, send=True)["letter"], Status.SKIP, "not sent")
+    assert len(entra.ledger()) == before
+
+
+def test_a_scope_by_rbac_alone_answers_whether_it_shows_in_the_roles() -> None:
+    """The simulator knows no RBAC, so the finding is given here."""
+    visit = Visit(Runtime(Settings()), roles=frozenset())
+    found = {check.name: check for check in letter.questions(visit, Found(Answer(status=200)))}
+    assert_says(found["roles with RBAC"], Status.OK, "no: the mail was accepted on a token without")
 
 
 # ---- the service --------------------------------------------------------------------------------

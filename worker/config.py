@@ -11,7 +11,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -101,6 +101,12 @@ class Settings(BaseSettings):
     attachment_root: Path | None = Field(
         None, description="directory below which attachments may be named by their path"
     )
+    log_format: Literal["human", "json"] = Field(
+        "human", description="logs of the workers: human, or json (one object a line)"
+    )
+    flower_basic_auth_file: Path | None = Field(
+        None, description="file that holds NAME:PASSWORD for Flower"
+    )
 
     @classmethod
     def from_env(cls, **changes: Any) -> Self:
@@ -179,6 +185,10 @@ class Settings(BaseSettings):
         """The client certificate's PEM; None where a secret is used. Raises InvalidSettings."""
         found = self.credential()
         return None if isinstance(found, str) else found["public_certificate"].encode()
+
+    def flower_login(self) -> str | None:
+        """NAME:PASSWORD for Flower, where a file holds one. Raises InvalidSettings."""
+        return _read("FLOWER_BASIC_AUTH", None, self.flower_basic_auth_file)
 
     def identity(self) -> tuple[str, str]:
         """Tenant id and client id. Raises InvalidSettings, naming what is absent."""

@@ -44,9 +44,10 @@ def status(
     }
 
 
-def workers(redis: Redis) -> int:
-    """How many workers ticked in the last seconds."""
-    return sum(1 for _ in redis.scan_iter(match=f"{ALIVE}*", count=1000))
+def workers(redis: Redis, host: str | None = None) -> int:
+    """How many workers, of this host or of all, ticked in the last seconds."""
+    whose = f"{ALIVE}{host}:*" if host else f"{ALIVE}*"
+    return sum(1 for _ in redis.scan_iter(match=whose, count=1000))
 
 
 def _in_inbox(inbox: Inbox, batch_id: str) -> Mapping[str, Any] | None:

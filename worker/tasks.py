@@ -8,23 +8,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from celery import bootsteps, signals
+from celery import Task, bootsteps, signals
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker import runtime
 from worker.broker import EXPIRES, backlog_key, make_app
 from worker.config import Settings
+from worker.dashboard import set_defaults
 from worker.deliver import SUSPENDED, Deps, Lane, Rules
 from worker.gate import BELL
 from worker.ingest import ingest
-from worker.model import InvalidSettings, OnUnknown
+from worker.logs import dress, scrubbed
+from worker.model import InvalidSettings, OnUnknown, State
 from worker.report import ALIVE, BEAT
 from worker.sweep import mailboxes_of, sweep
 
@@ -35,6 +38,9 @@ try:
 except InvalidSettings as error:
     raise SystemExit(f"postroom: {error}") from None
 
+if "flower" in sys.argv:  # Celery has no hook for it, and Flower reads its options right after
+    set_defaults(Settings.from_env().flower_login())
+
 #: How often each worker looks by itself, whether it was rung or not.
 TICK = timedelta(seconds=1)
 #: A wait of at most so many seconds is rung after to the moment; longer ones the sweep ends.
@@ -43,7 +49,28 @@ SOON = 10.0
 SWEPT = "postroom:swept"
 
 
-@app.task(name="postroom.deliver")
+class BrokenOff(Exception):
+    """A task met what it should not have: the text is safe to show, the log has the traceback."""
+
+
+class Discreet(Task):  # type: ignore[type-arg]  # generic in the stubs alone
+    """A task whose failures tell Flower nothing of rows, addresses and tokens."""
+
+    abstract = True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs it."""
+        try:
+            return super().__call__(*args, **kwargs)
+        except self.throws:
+            raise
+        except Exception as error:
+            log.exception("task %s broke off", self.name)
+            first = str(error).strip().partition("\n")[0]
+            raise BrokenOff(scrubbed(f"{type(error).__name__}: {first}")[:300]) from None
+
+
+@app.task(name="postroom.deliver", base=Discreet)
 def deliver(mailbox: str) -> dict[str, Any]:
     """Works one mailbox for a while; says what became of its messages."""
     rt = runtime.current()
@@ -58,13 +85,13 @@ def deliver(mailbox: str) -> dict[str, Any]:
     return result
 
 
-@app.task(name="postroom.ingest", send_events=False)
+@app.task(name="postroom.ingest", base=Discreet, send_events=False)
 def ingest_task() -> dict[str, int]:
     """Writes what lies in the inbox."""
     return _ingest(runtime.current())
 
 
-@app.task(name="postroom.sweep", send_events=False)
+@app.task(name="postroom.sweep", base=Discreet, send_events=False)
 def sweep_task() -> dict[str, int]:
     """Wakes lanes, ends what ran out, finishes batches. Only beat rings it."""
     rt = runtime.current()
@@ -72,14 +99,27 @@ def sweep_task() -> dict[str, int]:
     return _sweep(rt)
 
 
-@app.task(name="postroom.finish")
+class BatchHasTrouble(Exception):
+    """Not all of a batch was sent: Flower shows this text where the batch has ended."""
+
+
+@app.task(name="postroom.finish", base=Discreet, throws=(BatchHasTrouble,))
 def finish(batch_id: str) -> dict[str, Any]:
-    """A batch has ended: its counts, for Flower."""
+    """A batch has ended: its counts, for Flower; a failure where messages failed or are unknown."""
     status = runtime.current().store.batch_status(batch_id) or {}
-    return {"batch": batch_id, "name": status.get("name"), **_told(status)}
+    told = _told(status)
+    if {State.FAILED, State.UNKNOWN} & told.keys():
+        raise BatchHasTrouble(_trouble(batch_id, status.get("name"), told))
+    return {"batch": batch_id, "name": status.get("name"), **told}
 
 
-@app.task(name="postroom.retry_batch")
+def _trouble(batch_id: str, name: str | None, told: Mapping[str, int]) -> str:
+    counts = ", ".join(f"{n} {state}" for state, n in told.items())
+    unknown = " --include-unknown" if State.FAILED not in told else ""
+    return f"{name or 'batch'}: {counts}; to send again: postroom batch retry {batch_id}{unknown}"
+
+
+@app.task(name="postroom.retry_batch", base=Discreet)
 def retry_batch(batch_id: str, include_unknown: bool = False) -> dict[str, Any]:
     """Queues the failed messages of a batch again; for Flower's API."""
     rt = runtime.current()
@@ -203,6 +243,12 @@ class Ticker(bootsteps.StartStopStep):
 
 
 app.steps["worker"].add(Ticker)
+
+
+@signals.after_setup_logger.connect(weak=False)
+@signals.after_setup_task_logger.connect(weak=False)
+def _dress_logs(logger: logging.Logger, **_: Any) -> None:
+    dress(logger, programs=Settings.from_env().log_format == "json")
 
 
 @signals.worker_shutting_down.connect(weak=False)

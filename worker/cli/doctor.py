@@ -18,14 +18,19 @@ _MARKS = {"ok": "ok   ", "warn": "WARN ", "fail": "FAIL ", "skip": "  -  ", "ope
 def doctor(
     mailbox: Annotated[str | None, typer.Option(help="A mailbox to send from.")] = None,
     outside: Annotated[str | None, typer.Option(help="A mailbox that must be refused.")] = None,
+    send: Annotated[
+        bool, typer.Option("--send", help="Send one real mail from --mailbox to itself.")
+    ] = False,
     flower: Annotated[str | None, typer.Option(help="Where Flower is.")] = None,
     json: Json = False,
 ) -> None:
-    """Checks everything that a first mail needs. Sends nothing."""
+    """Checks everything that a first mail needs. Sends nothing without --send."""
     from worker.doctor import examine
 
+    if send and mailbox is None:
+        raise typer.BadParameter("--send needs --mailbox: whom the mail is from and to")
     checks = []
-    for check in examine(mailbox=mailbox, outside=outside, flower=flower):
+    for check in examine(mailbox=mailbox, outside=outside, send=send, flower=flower):
         checks.append(check)
         if not json:
             _show(check)

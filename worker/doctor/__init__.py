@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from worker.config import Settings
-from worker.doctor import microsoft, servers, service
+from worker.doctor import letter, microsoft, servers, service
 from worker.doctor.values import Check, Status, Visit, failed, passed, warned
 from worker.model import InvalidSettings
 from worker.runtime import Runtime
@@ -26,6 +26,7 @@ _ORDER: tuple[Callable[[Visit], Iterator[Check]], ...] = (
     microsoft.roles,
     microsoft.mailbox,
     microsoft.outside,
+    letter.letter,
     service.limits,
     service.external,
     service.workers,

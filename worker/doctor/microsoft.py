@@ -181,7 +181,7 @@ def inside(address: str, outcome: Outcome) -> Check:
     if isinstance(outcome, Rejected | Accepted):
         return passed(name, f"{address}: the application may send from it; nothing was sent")
     if not _is_mailboxes_fault(outcome):
-        return _cannot_tell(name, address, outcome)
+        return cannot_tell(name, address, outcome)
     if answer.status == 404:
         return failed(
             name,
@@ -213,7 +213,7 @@ def refused(address: str, outcome: Outcome) -> Check:
             f"consent away{_PATIENCE}",
         )
     if not _is_mailboxes_fault(outcome):
-        return _cannot_tell(name, address, outcome)
+        return cannot_tell(name, address, outcome)
     if answer.status == 404:
         return warned(
             name,
@@ -227,7 +227,8 @@ def _is_mailboxes_fault(outcome: Outcome) -> bool:
     return isinstance(outcome, Blocked) and outcome.blame is Blame.MAILBOX
 
 
-def _cannot_tell(name: str, address: str, outcome: Outcome) -> Check:
+def cannot_tell(name: str, address: str, outcome: Outcome) -> Check:
+    """An answer that says nothing about the mailbox itself."""
     answer = outcome.answer
     said = f"{answer.status or ''} {answer.code or ''}".strip()
     match outcome:

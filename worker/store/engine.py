@@ -56,6 +56,7 @@ def make_engine(url: str, schema: str | None = None, pool_size: int = 5) -> Engi
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=5,
+            hide_parameters=True,
             pool_pre_ping=True,
             connect_args={"options": POSTGRES_OPTIONS, "connect_timeout": 2} | POSTGRES_LIFE,
         )
@@ -66,6 +67,7 @@ def make_engine(url: str, schema: str | None = None, pool_size: int = 5) -> Engi
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=5,
+            hide_parameters=True,
             connect_args={"timeout": 15, "check_same_thread": False},
         )
         _make_sqlite_safe(engine)
