@@ -14,9 +14,8 @@ from typing import Any
 
 #: What a record may carry beside its text.
 IDS = ("batch_id", "message_id", "mailbox")
-_ADDRESS = re.compile(
-    r"[^\s<>()\[\]{}'\"`:;,=]+@[^\s<>()\[\]{}'\"`:;,=]+\.[^\s<>()\[\]{}'\"`:;,=]+"
-)
+_LOCAL = r"[\w.!#$%&*+/?^`{|}~-]+"
+_ADDRESS = re.compile(rf"{_LOCAL}(?:'{_LOCAL})*@[\w-]+(?:\.[\w-]+)+")
 _TOKEN = re.compile(r"\beyJ[\w-]+\.[\w-]+(\.[\w-]*)?")
 #: PostgreSQL and SQLAlchemy quote the row in question; URLs carry passwords.
 _ROW = re.compile(r"(?m)^(DETAIL|CONTEXT|\[parameters|\[SQL).*$")
