@@ -23,7 +23,7 @@ from worker.model import (
     Verdict,
     message_id_of,
 )
-from worker.store import Chunk, Head, Store, ToClaim, ToRecord, make_engine
+from worker.store import Chunk, Head, Store, ToClaim, ToRecord, control, make_engine
 from worker.store.schema import batches, messages, queues
 from worker.store.sending import Sending
 
@@ -140,9 +140,22 @@ class Kit:
         """The sweep's chore."""
         return self.store.end_leases(resend=resend, max_attempts=max_attempts)
 
+    def retry(self, batch_id: str, **more: Any) -> int:
+        """An operator's retry; how many were queued again."""
+        known: dict[str, Any] = {"by": "ann", "why": "mended", "age": 3600}
+        found = self.store.control.retry(batch_id, **known | more)
+        assert found is not None
+        return int(found["requeued"])
+
     def look(self, mailbox: str = MAILBOX, count: int = 64, **more: Any) -> Any:
         """What a lane of this mailbox sees."""
         return self.store.look(mailbox, more.get("pools", {}), more.get("turns", {}), count)
+
+
+def retry_in(connection: Connection, batch_id: str) -> None:
+    """A retry of the failed messages in the given transaction, with a minute until they expire."""
+    which = control.wanted(batch_id, code=None, since=None, include_unknown=False)
+    control.requeue(connection, batch_id=batch_id, which=which, by="x", why=None, age=60)
 
 
 def chunk(head: Head, number: int, positions: Any, digest: str | None = None) -> Chunk:

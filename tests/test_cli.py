@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import pytest
 import redis
-from sqlalchemy import Engine, insert, update
+from sqlalchemy import Engine, insert, select, update
 
 from tests.support import Processes, clean_environment, wait_until
 from worker.inbox import Inbox
@@ -27,7 +27,7 @@ from worker.ingest import ingest
 from worker.model import State
 from worker.servers import RedisServer
 from worker.store import Store, make_engine
-from worker.store.schema import mailboxes, messages
+from worker.store.schema import events, mailboxes, messages
 
 POSTROOM = str(Path(sys.executable).with_name("postroom"))
 SENDER = "notices@contoso.com"
@@ -174,6 +174,8 @@ def test_help_names_every_command():
         ["send", "x.csv", "--subject", "x", "--html", "y", "--sender", SENDER, "--pool", "p"],
         ["send", "x.csv", "--subject", "x", "--html", "y", "--sender", SENDER, "--priority", "z"],
         ["batch", "export", str(uuid4()), "--format", "xml"],
+        ["batch", "retry", str(uuid4()), "--since", "yesterday"],
+        ["batch", "retry", str(uuid4()), "--since", "2026-10-25T09:00"],
         ["demo", "0"],
         ["simulator", "--json", "--nonsense=1"],
     ],
@@ -559,6 +561,63 @@ def test_retry_queues_the_failed_and_writes_who_and_why(ended: str, postroom: Co
     assert [first_event[key] for key in ("kind", "by", "why")] == ["retry", "ada", "mended"]
     assert shown["events"][1]["by"]
     assert shown["state"] == "queued"
+
+
+@sqlite_only
+def test_a_retry_may_be_narrowed_and_tried_out_first(ended: str, postroom: Command):
+    """By code and by time; a dry run answers the same and changes nothing."""
+    narrow = ("batch", "retry", ended, "--include-unknown", "--code", "ErrorInvalidRecipients")
+    would = document(postroom(*narrow, "--dry-run", "--json"))
+    long_since = document(postroom(*narrow, "--since", "2h", "--json"))
+    told = postroom(*narrow, "--dry-run").stdout
+
+    assert would == {"requeued": 1, "left": {"sent": 1, "unknown": 1}}
+    assert long_since["requeued"] == 0  # it was never tried
+    assert told == "1 would be queued again; left: 1 sent, 1 unknown\n"
+    assert document(postroom(*narrow, "--json")) == would
+
+
+def test_a_batch_is_paused_resumed_and_cancelled_whether_it_arrived_or_not(
+    postroom: Command, rows: Path, html: Path, redis_url: str, engine: Engine
+):
+    """All of it still lies in the inbox when it is paused; what arrives then waits."""
+    batch_id = send_three(postroom, rows, html)["batch_id"]
+
+    paused = document(postroom("batch", "pause", batch_id, "--by", "ada", "--json"))
+    assert paused == {"batch_id": batch_id, "state": "open", "queued": 3, "in_flight": 0}
+    assert document(postroom("batch", "status", batch_id, "--json"))["counts"]["queued"] == 3
+    arrive(redis_url, engine)
+    assert document(postroom("batch", "status", batch_id, "--json"))["state"] == "paused"
+
+    resumed = postroom("batch", "resume", batch_id, "--why", "mended")
+    assert resumed.stdout == f"batch {batch_id} is running: 3 queued, 0 in flight\n"
+    assert "no worker is running" in resumed.stderr
+
+    done = document(postroom("batch", "cancel", batch_id, "--json"))
+    assert done == {"batch_id": batch_id, "state": "cancelled", "cancelled": 3, "in_flight": 0,
+                    "unknown": 0}  # fmt: skip
+    assert document(postroom("batch", "cancel", batch_id, "--json")) == done
+    line = said(postroom("batch", "resume", batch_id))
+    assert line.endswith(f"batch {batch_id} is cancelled: it cannot be resumed")
+    with engine.connect() as connection:
+        told = connection.execute(select(events.c.kind, events.c.by, events.c.why))
+        assert [row.kind for row in told] == ["pause", "resume", "cancel"]
+
+
+@sqlite_only
+def test_a_batch_cancelled_in_the_inbox_ends_as_it_arrives(
+    postroom: Command, rows: Path, html: Path, redis_url: str, engine: Engine
+):
+    """Nothing of it is ever queued, and until then its messages are not lost sight of."""
+    batch_id = send_three(postroom, rows, html)["batch_id"]
+    postroom("batch", "cancel", batch_id)
+
+    before = document(postroom("batch", "status", batch_id, "--json"))
+    arrive(redis_url, engine)
+    after = document(postroom("batch", "status", batch_id, "--json"))
+
+    assert (before["state"], sum(before["counts"].values())) == ("cancelled", 3)
+    assert (after["state"], after["counts"]["cancelled"]) == ("cancelled", 3)
 
 
 def test_an_export_has_every_message_in_every_format(ended: str, postroom: Command):

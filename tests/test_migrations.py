@@ -168,7 +168,7 @@ def test_all_of_it_can_live_in_a_schema_of_its_own(database_url: str, schema: st
         assert kit.claim([one]) == {one: 1}
         kit.lose(one)
         assert kit.end_leases() == 1
-        assert kit.store.retry(head.id, include_unknown=True, by="x", why=None, age=60) == 1
+        assert kit.retry(head.id, include_unknown=True) == 1
         assert kit.store.finish_batches() == []
         assert kit.message(one)["state"] == State.QUEUED
 

@@ -47,7 +47,7 @@ def _ended(resend: bool) -> Step:
 def _retried(kit: Kit, head: Any, _one: str, _fence: int) -> object:
     if kit.status(head.id)["state"] == "cancelled":
         return None
-    return kit.store.retry(head.id, include_unknown=True, by="x", why=None, age=60)
+    return kit.retry(head.id, include_unknown=True)
 
 
 def _expired(kit: Kit, head: Any, one: str, _fence: int) -> object:

@@ -16,11 +16,12 @@ from tests.store_kit import (
     Kit,
     opened,
     postgresql_only,
+    retry_in,
     to_record,
 )
 from tests.support import wait_until
-from worker.model import State, WrongState
-from worker.store import batches, chores
+from worker.model import State
+from worker.store import chores
 from worker.store.sending import POISON
 
 HOUR = timedelta(hours=1)
@@ -140,7 +141,7 @@ def test_a_deadline_that_arrives_meanwhile_is_not_forgotten(kit: Kit) -> None:
     kit.put(failed, state=State.FAILED)
     with ThreadPoolExecutor(1) as thread, kit.engine.connect() as first:
         with first.begin():
-            batches.retry(first, head.id, include_unknown=False, by="x", why=None, age=60)
+            retry_in(first, head.id)
             sweep = thread.submit(kit.store.end_deadlines)
             _wait_for_lock(kit)
         assert sweep.result(20) == 1
@@ -197,7 +198,7 @@ def test_a_retry_reopens_a_finished_batch(kit: Kit) -> None:
     kit.look()
     assert len(kit.store.finish_batches()) == 1
 
-    assert _retry(kit, head.id) == 1
+    assert kit.retry(head.id) == 1
     assert kit.status(head.id)["state"] == "running"
     assert kit.store.finish_batches() == []
 
@@ -214,84 +215,15 @@ def test_a_batch_that_is_retried_meanwhile_does_not_end_as_finished(
     with ThreadPoolExecutor(1) as thread, kit.engine.connect() as first:
         with first.begin():
             if retry_first:
-                batches.retry(first, head.id, include_unknown=False, by="x", why=None, age=60)
+                retry_in(first, head.id)
                 assert thread.submit(kit.store.finish_batches).result(20) == []
             else:
                 assert len(chores.finish_batches(first)) == 1
-                other = thread.submit(_retry, kit, head.id)
+                other = thread.submit(kit.retry, head.id)
                 _wait_for_lock(kit)
         assert retry_first or other.result(20) == 1
 
     assert kit.status(head.id)["state"] == "running"
-
-
-# ---- retry --------------------------------------------------------------------------------------
-
-
-def _retry(kit: Kit, batch_id: str, include_unknown: bool = False) -> int:
-    return kit.store.retry(
-        batch_id, include_unknown=include_unknown, by="ann", why="mended", age=3600
-    )
-
-
-def test_a_retry_queues_the_failed_with_fresh_tries_and_says_so(kit: Kit) -> None:
-    """Who and why stands in an event; the attempts of before stay on the audit."""
-    head, one, fence = kit.claimed()
-    kit.record(to_record(head, one, fence, FAILED))
-
-    assert _retry(kit, head.id) == 1
-
-    row = kit.message(one)
-    assert (row["state"], row["tries"], row["error_code"]) == ("queued", 0, None)
-    assert len(row["attempts"]) == 1
-    assert [(e["kind"], e["by"], e["why"]) for e in row["events"]] == [("retry", "ann", "mended")]
-    assert kit.claim([one]) == {one: fence + 1}
-
-
-def test_two_retries_at_once_queue_once(kit: Kit) -> None:
-    """Two operators press the button: nobody gets two mails, and one event tells of it."""
-    head, ids = kit.batch(50)
-    for one in ids:
-        kit.put(one, state=State.FAILED)
-    with ThreadPoolExecutor(2) as threads:
-        requeued = list(threads.map(lambda _: _retry(kit, head.id), range(2)))
-
-    assert sorted(requeued) == [0, 50]
-    assert len(kit.sql("SELECT 1 FROM events WHERE kind = 'retry'")) == 1
-
-
-def test_the_unknown_are_retried_only_when_asked_and_stay_in_doubt(kit: Kit) -> None:
-    """A second refusal then ends as unknown, not as failed: the first copy may be out."""
-    head, one, _ = kit.claimed()
-    kit.lose(one)
-    kit.end_leases()
-    assert _retry(kit, head.id) == 0
-    assert _retry(kit, head.id, include_unknown=True) == 1
-    assert kit.look().due[0].doubt
-
-    kit.record(to_record(head, one, kit.claim([one])[one], FAILED))
-
-    assert kit.message(one)["state"] == "unknown"
-
-
-def test_a_retry_with_a_nearer_deadline_is_seen_by_the_sweep(kit: Kit) -> None:
-    """The queue's deadline is never later than the earliest of its messages."""
-    head, [one, _] = kit.batch(2)
-    kit.put(one, state=State.FAILED)
-    kit.store.retry(head.id, include_unknown=False, by="ann", why=None, age=60)
-
-    assert kit.queue(head)["deadline_at"] <= datetime.now(UTC) + 2 * timedelta(minutes=1)
-
-
-def test_a_cancelled_batch_is_not_retried(kit: Kit) -> None:
-    """Its messages would be queued and never sent."""
-    head, one, fence = kit.claimed()
-    kit.record(to_record(head, one, fence, FAILED))
-    kit.set_batch(head.id, cancelled_at=datetime.now(UTC))
-
-    with pytest.raises(WrongState, match="cancelled"):
-        _retry(kit, head.id)
-    assert kit.message(one)["state"] == "failed"
 
 
 def _wait_for_lock(kit: Kit) -> None:

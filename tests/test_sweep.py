@@ -44,7 +44,7 @@ def test_a_sweep_wakes_each_target_with_due_work_once(kit: Kit) -> None:
     done, woken, _ = swept(kit)
 
     assert sorted(woken) == [("mailbox", MAILBOX), ("pool", "news")]
-    assert done == {"leases": 0, "expired": 0, "targets": 2, "batches": 0}
+    assert done == {"leases": 0, "expired": 0, "cancelled": 0, "targets": 2, "batches": 0}
 
 
 @pytest.mark.parametrize(

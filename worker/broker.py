@@ -114,6 +114,10 @@ class Bell:
         """Something lies in the inbox."""
         self._ring("postroom.ingest")
 
+    def sweep(self) -> None:
+        """Something became due."""
+        self._ring("postroom.sweep")
+
     def deliver(self, mailbox: str) -> None:
         """This mailbox has due work."""
         self._ring("postroom.deliver", mailbox)

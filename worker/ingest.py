@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
-from typing import Any
+from collections.abc import Callable
+from datetime import timedelta
 
 from worker.inbox import Entry, Inbox
-from worker.model import Priority
 from worker.store import Chunk, Head, Store
 
 log = logging.getLogger(__name__)
@@ -67,25 +65,7 @@ def _readable(entry: Entry) -> Chunk | None:
 
 def _readable_head(inbox: Inbox, batch_id: str, max_age: timedelta) -> Head | None:
     try:
-        return _head(inbox, batch_id, max_age)
+        known = inbox.batch(batch_id)
+        return Head.of(batch_id, known, max_age) if known else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-
-
-def _head(inbox: Inbox, batch_id: str, max_age: timedelta) -> Head | None:
-    known = inbox.batch(batch_id)
-    if not known:
-        return None
-    head: Mapping[str, Any] = known["head"]
-    kind, target = head["target_kind"], head["target"]
-    created = datetime.fromisoformat(head["created_at"])
-    due = datetime.fromisoformat(head["send_at"]) if head.get("send_at") else created
-    expires = datetime.fromisoformat(head["expires_at"]) if head.get("expires_at") else None
-    return Head(
-        id=batch_id, digest=known["digest"], name=head.get("name"),
-        target_kind=kind, target=target.lower() if kind == "mailbox" else target,
-        priority=Priority(head["priority"]),
-        chunks=known["chunks"], total=known["messages"], created_at=created, due_at=due,
-        deadline_at=expires or due + max_age, template=head.get("template"),
-        options={"on_finished": head.get("on_finished")},
-    )  # fmt: skip

@@ -30,7 +30,7 @@ def status(
     together. Raises NotFound, Unavailable.
     """
     found = store.batch_status(batch_id)
-    if found is None or found["state"] == BatchState.OPEN:
+    if found is None or found["arrived"] < found["total"]:
         waiting = _in_inbox(inbox, batch_id)
         # Once more, and after the inbox: what left it meanwhile is counted in SQL.
         found = _merged(batch_id, store.batch_status(batch_id), waiting)

@@ -88,6 +88,13 @@ class Runtime:
         """Something lies in the inbox."""
         self.bell.ingest()
 
+    def ring_sweep(self) -> None:
+        """Something became due, and need not wait for the next tick."""
+        try:
+            self.bell.sweep()
+        except Exception as error:  # noqa: BLE001  (a ring is a hint: every worker looks by itself)
+            log.warning("the bell was not heard (%s)", type(error).__name__)
+
     # ---- SQL -----------------------------------------------------------------------------------
 
     @cached_property

@@ -23,6 +23,7 @@ def sweep(
     if ended:
         log.warning("%d claims ended without a word: their messages are in doubt", ended)
     expired = store.end_deadlines()
+    cancelled = store.control.end_cancelled()
     targets = store.due_targets()
     for kind, target in targets:
         wake(kind, target)
@@ -30,7 +31,8 @@ def sweep(
     for batch in batches:
         log.info("batch %s: finished", batch["id"], extra={"batch_id": batch["id"]})
         finished(batch["id"])
-    return {"leases": ended, "expired": expired, "targets": len(targets), "batches": len(batches)}
+    return {"leases": ended, "expired": expired, "cancelled": cancelled, "targets": len(targets),
+            "batches": len(batches)}  # fmt: skip
 
 
 def mailboxes_of(kind: str, target: str, pools: Mapping[str, Iterable[str]]) -> list[str]:

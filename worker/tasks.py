@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from worker import runtime
 from worker.broker import EXPIRES, backlog_key, make_app
+from worker.client import Client
 from worker.config import Settings
 from worker.dashboard import set_defaults
 from worker.deliver import SUSPENDED, Deps, Lane, Rules
@@ -122,12 +123,10 @@ def _trouble(batch_id: str, name: str | None, told: Mapping[str, int]) -> str:
 @app.task(name="postroom.retry_batch", base=Discreet)
 def retry_batch(batch_id: str, include_unknown: bool = False) -> dict[str, Any]:
     """Queues the failed messages of a batch again; for Flower's API."""
-    rt = runtime.current()
-    age = rt.settings.max_age.total_seconds()
-    requeued = rt.store.retry(
-        batch_id, include_unknown=include_unknown, by="flower", why="postroom.retry_batch", age=age
+    client = Client(runtime.current)
+    return client.retry(
+        batch_id, include_unknown=include_unknown, by="flower", why="postroom.retry_batch"
     )
-    return {"requeued": requeued}
 
 
 def _told(status: dict[str, Any]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""postroom batch ...: what became of batches, and retry."""
+"""postroom batch ...: what became of batches."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker.cli import output
-from worker.cli.doors import NO_WORKER, By, Json, Why, an_id, login, migrated, workers
+from worker.cli.doors import NO_WORKER, Json, an_id, migrated, workers
 from worker.model import BatchState, State
 
 if TYPE_CHECKING:
     from worker.runtime import Runtime
 
-app = typer.Typer(help="Batches: list, status, watch, export, retry.", no_args_is_help=True)
+app = typer.Typer(
+    help="Batches: what became of them, and pause, resume, cancel, retry.", no_args_is_help=True
+)
 
 BatchId = Annotated[str, typer.Argument(metavar="ID", help="The batch's id.")]
 
@@ -80,34 +82,6 @@ def watch(batch_id: BatchId, json: Json = False) -> None:
     if any(bad.values()):
         output.warn(f"batch {found['batch_id']}: {_counts(bad)}")
         raise typer.Exit(1)
-
-
-@app.command()
-def retry(
-    batch_id: BatchId,
-    include_unknown: Annotated[
-        bool, typer.Option("--include-unknown", help="Also those that may have been sent.")
-    ] = False,
-    by: By = None,
-    why: Why = None,
-    json: Json = False,
-) -> None:
-    """Queues the failed messages again."""
-    from worker.client import Client
-
-    with migrated() as rt:
-        wanted = an_id(batch_id, "batch")
-        done = Client(lambda: rt).retry(
-            wanted, include_unknown=include_unknown, by=by or login(), why=why
-        )
-        running = workers(rt)
-    if json:
-        output.print_json(done)
-        return
-    left = _counts(done["left"])
-    output.say(f"{done['requeued']} queued again" + (f"; left: {left}" if left else ""))
-    if done["requeued"] and running == 0:
-        output.warn(NO_WORKER)
 
 
 @app.command()

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from worker import checks, report, runtime, templates
 from worker.checks import Call, Checked
+from worker.client.asking import ask, is_pool, known_id
+from worker.client.control import Control
 from worker.client.door import Door, open_template, rows
 from worker.client.keeper import Keeper
 from worker.client.spool import Spool
@@ -31,9 +31,7 @@ from worker.model import (
     OnUnknown,
     Problem,
     Receipt,
-    State,
     Template,
-    Unavailable,
     batch_id_of,
 )
 
@@ -45,7 +43,7 @@ log = logging.getLogger(__name__)
 SPOOL_BYTES = 8 * 1024 * 1024
 
 
-class Client:
+class Client(Control):
     """What an application holds. Safe for threads and forks: it keeps no connection itself."""
 
     def __init__(self, runtime: Callable[[], Runtime]) -> None:
@@ -84,7 +82,7 @@ class Client:
         batch_id = _batch_id(idempotency_key)
         now = rt.inbox.now(batch_id)
         call, problems = checks.check_call(
-            given, now=now, known_pool=lambda pool: _is_pool(rt, pool, batch_id)
+            given, now=now, known_pool=lambda pool: is_pool(rt, pool, batch_id)
         )
         source, compiled, wrong = open_template(template)
         if problems or wrong:
@@ -130,33 +128,16 @@ class Client:
 
         Raises NotFound, Unavailable.
         """
-        rt, batch_id = self._runtime(), _known_id(batch_id)
-        found: dict[str, Any] = _ask(
-            lambda: report.status(rt.store, rt.inbox, batch_id, rt.pools())
-        )
+        rt, batch_id = self._runtime(), known_id(batch_id)
+        found: dict[str, Any] = ask(lambda: report.status(rt.store, rt.inbox, batch_id, rt.pools()))
         return found
 
     def messages(self, batch_id: str) -> Iterator[dict[str, Any]]:
         """Every message of a batch in the order of its input, streamed. Raises NotFound."""
-        rt, batch_id = self._runtime(), _known_id(batch_id)
-        if _ask(lambda: rt.store.batch_status(batch_id)) is None:
+        rt, batch_id = self._runtime(), known_id(batch_id)
+        if ask(lambda: rt.store.batch_status(batch_id)) is None:
             raise NotFound(f"no batch {batch_id}")
         return iter(rt.store.export(batch_id))
-
-    def retry(
-        self, batch_id: str, *, include_unknown: bool = False, by: str = "api",
-        why: str | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
-        """Queues the failed messages again: {"requeued", "left": {state: n}}. Raises NotFound."""
-        rt, batch_id = self._runtime(), _known_id(batch_id)
-        age = rt.settings.max_age.total_seconds()
-        if _ask(lambda: rt.store.batch_status(batch_id)) is None:
-            raise NotFound(f"no batch {batch_id}")
-        requeued = _ask(lambda: rt.store.retry(
-            batch_id, include_unknown=include_unknown, by=by, why=why, age=age))  # fmt: skip
-        left = self.status(batch_id)["counts"]
-        left[State.QUEUED] = max(0, left[State.QUEUED] - requeued)
-        return {"requeued": requeued, "left": {s: n for s, n in left.items() if n}}
 
 
 def _file() -> Any:
@@ -203,7 +184,7 @@ def _in_sql(rt: Runtime, batch: Batch) -> Mapping[int, int]:
     """The chunks that SQL has, where Redis knows no more. Raises IdempotencyConflict."""
     if rt.inbox.known(batch.id) is not None:
         return {}
-    seen = _ask(lambda: rt.store.batch_digest(batch.id), batch.id)
+    seen = ask(lambda: rt.store.batch_digest(batch.id), batch.id)
     if seen is None:
         return {}
     if seen.digest != batch.digest:
@@ -227,25 +208,3 @@ def _batch_id(key: str | None) -> str:
     if problems := checks.check_key(key):
         raise InvalidMessages(problems)
     return batch_id_of(key)
-
-
-def _known_id(batch_id: str) -> str:
-    try:
-        return str(uuid.UUID(batch_id))
-    except (ValueError, AttributeError, TypeError):
-        raise NotFound("a batch id is a UUID") from None
-
-
-def _is_pool(rt: Runtime, name: str, batch_id: str) -> bool:
-    if name in rt.settings.pools or rt.settings.database_url is None:
-        return name in rt.settings.pools
-    return name in _ask(rt.store.mailboxes.pools, batch_id)
-
-
-def _ask(question: Callable[[], Any], batch_id: str | None = None) -> Any:
-    """What SQL answers. Raises Unavailable where it does not."""
-    try:
-        return question()
-    except SQLAlchemyError as error:
-        what = f"the database does not answer ({type(error).__name__})"
-        raise Unavailable(what, batch_id) from error

@@ -17,6 +17,7 @@ from worker.model import Due
 from worker.store import arrivals, batches, chores
 from worker.store.arrivals import BatchSeen, Chunk, Head
 from worker.store.contents import Contents
+from worker.store.control import Control
 from worker.store.engine import make_engine, newest_revision, revision, upgrade
 from worker.store.mailboxes import Mailboxes
 from worker.store.sending import Sending, ToClaim, ToRecord
@@ -47,6 +48,7 @@ class Store(Transactions):
         super().__init__(engine)
         self.sending = Sending(engine.dialect.name)
         self.contents = Contents(engine)
+        self.control = Control(engine)
         self.mailboxes = Mailboxes(engine)
 
     def look(
@@ -135,15 +137,6 @@ class Store(Transactions):
         with self._reading() as connection:
             return batches.message(connection, message_id)
 
-    def retry(
-        self, batch_id: str, *, include_unknown: bool, by: str, why: str | None, age: float
-    ) -> int:
-        """Queues the failed messages again with fresh tries; how many. `age` in seconds."""
-        return self._do(
-            lambda c: batches.retry(
-                c, batch_id, include_unknown=include_unknown, by=by, why=why, age=age
-            )
-        )
 
     def close(self) -> None:
         """Closes all connections."""

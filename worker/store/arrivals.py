@@ -5,12 +5,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Self
 
 from sqlalchemy import Connection, case, func, insert, literal, or_, select, update
 
-from worker.model import NAMESPACE, State, message_id_of
+from worker.model import NAMESPACE, Priority, State, message_id_of
 from worker.store import contents
 from worker.store.clock import now
 from worker.store.schema import batches, chunks, events, messages, queues
@@ -34,6 +34,23 @@ class Head:
     deadline_at: datetime
     template: Mapping[str, Any] | None
     options: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, batch_id: str, known: Mapping[str, Any], max_age: timedelta) -> Self:
+        """The head of a batch as the inbox knows it. Raises ValueError, KeyError, TypeError."""
+        head: Mapping[str, Any] = known["head"]
+        kind, target = head["target_kind"], head["target"]
+        created = datetime.fromisoformat(head["created_at"])
+        due = datetime.fromisoformat(head["send_at"]) if head.get("send_at") else created
+        expires = datetime.fromisoformat(head["expires_at"]) if head.get("expires_at") else None
+        return cls(
+            id=batch_id, digest=known["digest"], name=head.get("name"),
+            target_kind=kind, target=target.lower() if kind == "mailbox" else target,
+            priority=Priority(head["priority"]),
+            chunks=known["chunks"], total=known["messages"], created_at=created, due_at=due,
+            deadline_at=expires or due + max_age, template=head.get("template"),
+            options={"on_finished": head.get("on_finished")},
+        )  # fmt: skip
 
     @property
     def queue_id(self) -> str:

@@ -1,14 +1,14 @@
-"""The store's part for people: what became of a batch, what happened to a message, retry."""
+"""The store's part for people: what became of a batch, what happened to a message; pools."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, case, func, insert, literal, or_, select, update
+from sqlalchemy import Connection, func, literal, or_, select
 
-from worker.model import BatchState, State, WrongState
-from worker.store.clock import after, now
-from worker.store.schema import attempts, batches, chunks, events, messages, queues
+from worker.model import BatchState, State
+from worker.store.clock import after
+from worker.store.schema import attempts, batches, chunks, events, messages
 
 #: How many rows an export reads in one go.
 PAGE = 1000
@@ -113,42 +113,3 @@ def message(connection: Connection, message_id: str) -> dict[str, Any] | None:
     }
 
 
-def retry(
-    connection: Connection, batch_id: str, *, include_unknown: bool, by: str, why: str | None,
-    age: float,
-) -> int:  # fmt: skip
-    """failed (and unknown, if asked) → queued, with fresh tries; doubt stays, attempts stay.
-
-    Twice at once queues once: the second finds nothing failed. The event says how many.
-    """
-    states = [State.FAILED, *([State.UNKNOWN] if include_unknown else [])]
-    cancelled = select(batches.c.cancelled_at).where(batches.c.id == batch_id).with_for_update()
-    if connection.execute(cancelled).scalar() is not None:
-        raise WrongState(f"batch {batch_id} is cancelled: nothing of it is sent again")
-    queued = connection.execute(
-        update(messages)
-        .where(messages.c.batch_id == batch_id, messages.c.state.in_(states))
-        .values(
-            state=State.QUEUED, tries=0, crashes=0, due_at=now(), look_at=None,
-            deadline_at=after(literal(age)), error_code=None,
-        )
-        .returning(messages.c.queue_id)
-    ).scalars().all()  # fmt: skip
-    if queued:
-        deadline, there = after(literal(age)), queues.c.deadline_at
-        connection.execute(
-            update(queues)
-            .where(queues.c.id.in_(sorted(set(queued))))
-            .values(
-                next_due_at=now(), revision=queues.c.revision + 1,
-                deadline_at=case((there < deadline, there), else_=deadline),
-            )
-        )  # fmt: skip
-        connection.execute(update(batches).where(batches.c.id == batch_id).values(finished_at=None))
-        connection.execute(
-            insert(events).values(
-                at=now(), kind="retry", batch_id=batch_id, by=by, why=why,
-                detail={"requeued": len(queued), "include_unknown": include_unknown},
-            )
-        )  # fmt: skip
-    return len(queued)
