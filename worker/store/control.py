@@ -6,6 +6,7 @@ messages, as arrival does; a claim sees what is said here in its own WHERE.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -199,12 +200,13 @@ def requeue(
     if row is None:
         return None
     _not_cancelled(row)
+    # By their ids: a search that is repeated passes all that this transaction has moved before.
+    ids = connection.execute(select(messages.c.id).where(which)).scalars().all()
     requeued, touched = 0, set[str]()
-    while done := _requeue_step(connection, which, age):
+    for start in range(0, len(ids), STEP):
+        done = _requeue_step(connection, ids[start : start + STEP], which, age)
         requeued += len(done)
         touched.update(done)
-        if len(done) < STEP:
-            break
     if requeued:
         _make_due(connection, touched, age)
         _set(connection, batch_id, finished_at=None)
@@ -214,18 +216,20 @@ def requeue(
     return {"requeued": requeued, "left": {state: n for state, n in found.items() if n}}
 
 
-def _requeue_step(connection: Connection, which: ColumnElement[bool], age: float) -> list[str]:
-    step = select(messages.c.id).where(which).limit(STEP).with_for_update()
+def _requeue_step(
+    connection: Connection, ids: Sequence[str], which: ColumnElement[bool], age: float
+) -> Sequence[str]:
+    """The queues of those that were still to be had."""
     queued = connection.execute(
         update(messages)
-        .where(messages.c.id.in_(step), which)
+        .where(messages.c.id.in_(ids), which)
         .values(
             state=State.QUEUED, tries=0, crashes=0, due_at=now(), look_at=None,
             deadline_at=after(literal(age)), error_code=None,
         )
         .returning(messages.c.queue_id)
     )  # fmt: skip
-    return list(queued.scalars())
+    return queued.scalars().all()
 
 
 def _make_due(connection: Connection, touched: set[str], age: float) -> None:
