@@ -137,7 +137,6 @@ class Store(Transactions):
         with self._reading() as connection:
             return batches.message(connection, message_id)
 
-
     def close(self) -> None:
         """Closes all connections."""
         self.engine.dispose()

@@ -111,5 +111,3 @@ def message(connection: Connection, message_id: str) -> dict[str, Any] | None:
         "attempts": [dict(one) for one in tried.mappings()],
         "events": [dict(one) for one in happened.mappings()],
     }
-
-
