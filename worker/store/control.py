@@ -132,7 +132,8 @@ def _resume(connection: Connection, *, batch_id: str, by: str, why: str | None) 
     if (state := state_of(row)) is BatchState.CANCELLED:
         raise WrongState(f"batch {batch_id} is {state}: it cannot be resumed")
     if row["paused_at"] is not None:
-        _set(connection, batch_id, paused_at=None)
+        # Whoever resumes has seen why it was paused: failures in a row count anew.
+        _set(connection, batch_id, paused_at=None, rejections=0)
         _tell(connection, "resume", batch_id, by, why)
     return True
 
