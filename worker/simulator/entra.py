@@ -69,7 +69,11 @@ class Tokens:
     def issue(self, settings: Settings) -> str:
         """A signed token with its end, application, tenant and roles."""
         now = int(time.time())
-        granted = (("Mail.Send", settings.mail_send), ("Mail.Read", settings.mail_read))
+        granted = (
+            ("Mail.Send", settings.mail_send),
+            ("Mail.Read", settings.mail_read),
+            ("Mail.ReadWrite", settings.mail_read_write),
+        )
         claims = {
             "aud": "https://graph.microsoft.com",
             "iss": f"https://sts.windows.net/{settings.tenant_id}/",

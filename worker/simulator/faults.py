@@ -36,12 +36,13 @@ KINDS: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "garbage_after": ("graph", True, {}),
     "accepted_retry_after": ("graph", True, {"retry_after": "10"}),
     "accept_late": ("graph", False, {"seconds": 0.0}),
+    "cut_upload": ("range", False, {}),  # half of a range arrives, then a reset
     "token_status": ("token", False, {"status": 503, "body": None, "headers": {}}),
     "token_delay": ("token", False, {"seconds": 1.0}),
     "token_garbage": ("token", False, {}),
     "token_reset": ("token", False, {}),
 }
-OPERATIONS = ("send", "read", "any")
+OPERATIONS = ("send", "read", "draft", "upload", "any")
 # Each detail's type, where given; None stands for "not given".
 _TYPES: dict[str, tuple[type, ...]] = {
     "status": (int,),

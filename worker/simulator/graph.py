@@ -14,35 +14,29 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
-from worker.simulator.answers import (
-    ACCESS_DENIED,
-    AUTHENTICATE,
-    OUT_OF_SCOPE,
-    GraphError,
-    throttled,
-)
+from worker.simulator import drafts
+from worker.simulator.admission import admit, check_from, read_message
+from worker.simulator.answers import ACCESS_DENIED, GraphError
 from worker.simulator.breakage import reset
 from worker.simulator.exchange import Exchange
 from worker.simulator.faults import Fault
-from worker.simulator.mime import read_mime
 from worker.simulator.misfortune import strike
-from worker.simulator.settings import Settings
 from worker.simulator.state import State
-from worker.simulator.validation import LARGEST_BODY, read_send, recipients
+from worker.simulator.validation import recipients
 
 Handler = Callable[[Exchange, list[str]], Awaitable[web.StreamResponse]]
 
 
 async def graph(request: web.BaseRequest, state: State, path: list[str]) -> web.StreamResponse:
     """Answer /users/{mailbox}/...; path is what follows the version."""
-    handler = _handler(request.method, path)
+    operation, handler = _handler(request.method, path)
     if handler is None:
         return web.json_response(
             {"error": {"code": "BadRequest", "message": "Resource not found for the segment."}},
             status=404 if path[:1] == ["users"] else 400,
         )
     mailbox = path[1].lower()
-    exchange = Exchange(request, state, mailbox, "send" if handler is _send else "read")
+    exchange = Exchange(request, state, mailbox, operation)
     state.limits.arrive(mailbox)
     try:
         return await handler(exchange, path)
@@ -52,14 +46,17 @@ async def graph(request: web.BaseRequest, state: State, path: list[str]) -> web.
         state.limits.leave(mailbox)
 
 
-def _handler(method: str, path: list[str]) -> Handler | None:
+def _handler(method: str, path: list[str]) -> tuple[str, Handler | None]:
+    """What a request is to do, for permissions and faults, and who answers it."""
     match method, path:
         case "POST", ["users", _, "sendMail" | "sendmail" | "microsoft.graph.sendMail"]:
-            return _send
+            return "send", _send
         case "GET", ["users", _, "messages"] | ["users", _, ("mailFolders" | "mailfolders"), _, _]:
-            return _search if path[-1] == "messages" else None
+            return "read", _search if path[-1] == "messages" else None
+        case _, ["users", _, "messages", *rest]:
+            return drafts.handler(method, rest)
         case _:
-            return None
+            return "read", None
 
 
 async def _send(exchange: Exchange, _path: list[str]) -> web.StreamResponse:
@@ -69,9 +66,9 @@ async def _send(exchange: Exchange, _path: list[str]) -> web.StreamResponse:
     if unread := state.befalls("unread", unread, chance):
         return _unread(exchange, unread)
     body = await exchange.request.content.read()
-    _admit(exchange, len(body))
-    message, save = _message(exchange, body)
-    _check_from(exchange.mailbox, message, state.settings)
+    admit(exchange, len(body))
+    message, save = read_message(exchange, body)
+    check_from(exchange.mailbox, message, state.settings)
     addresses = tuple(address.lower() for address in recipients(message))
     if latency := state.latency():
         await asyncio.sleep(latency)
@@ -98,7 +95,7 @@ async def _search(exchange: Exchange, path: list[str]) -> web.StreamResponse:
     chance = state.misfortune(accepts=False)
     if unread := state.befalls("unread", None, chance):
         return _unread(exchange, unread)
-    _admit(exchange, 0)
+    admit(exchange, 0)
     if not state.settings.mail_read:
         raise GraphError(403, "ErrorAccessDenied", ACCESS_DENIED)
     if latency := state.latency():
@@ -140,54 +137,3 @@ def _count(text: str, *, least: int) -> int:
     if not text.isdecimal() or not least <= int(text) <= 1000:
         raise GraphError(400, "BadRequest", f"Invalid value '{text}' for $top or $skip.")
     return int(text)
-
-
-def _admit(exchange: Exchange, size: int) -> None:
-    """Token, permission, mailbox, limits: in this order, as Graph asks."""
-    state, settings, mailbox = exchange.state, exchange.state.settings, exchange.mailbox
-    refusal = state.tokens.refusal(exchange.request.headers.get("Authorization", ""))
-    if refusal:
-        headers = {"WWW-Authenticate": AUTHENTICATE}
-        raise GraphError(401, "InvalidAuthenticationToken", refusal, headers)
-    if exchange.operation == "send" and not settings.mail_send:
-        raise GraphError(403, "ErrorAccessDenied", ACCESS_DENIED)
-    _check_mailbox(mailbox, settings)
-    now = exchange.log["monotonic"]
-    limit = state.limits.check(mailbox, size, now, settings)
-    if limit:
-        exchange.log["too_early"] = limit.too_early
-        if settings.retry_after_form not in ("absent", "nonsense"):
-            state.limits.close(mailbox, limit.seconds, time.monotonic())
-        raise throttled(limit.limit, limit.seconds, settings)
-    if size > LARGEST_BODY:
-        raise GraphError(413, "RequestEntityTooLarge", "The request is larger than 4MB.")
-
-
-def _check_mailbox(mailbox: str, settings: Settings) -> None:
-    known = settings.mailboxes
-    exists = mailbox in known if known else mailbox.rpartition("@")[2] in settings.domains
-    if mailbox in settings.out_of_scope:
-        raise GraphError(403, "ErrorAccessDenied", OUT_OF_SCOPE)
-    if not exists or mailbox.startswith("@"):
-        raise GraphError(404, "ErrorInvalidUser", f"The requested user '{mailbox}' is invalid.")
-
-
-def _message(exchange: Exchange, body: bytes) -> tuple[dict[str, Any], bool]:
-    kind = exchange.request.content_type
-    if kind == "application/json":
-        return read_send(body)
-    if kind == "text/plain":
-        return read_mime(body), True
-    raise GraphError(415, "UnsupportedMediaType", f"Content-Type '{kind}' is not supported.")
-
-
-def _check_from(mailbox: str, message: dict[str, Any], settings: Settings) -> None:
-    for name in ("from", "sender"):
-        person = (message.get(name) or {}).get("emailAddress") or {}
-        address = str(person.get("address") or mailbox).lower()
-        if address != mailbox and address not in settings.send_as:
-            text = (
-                "The user account which was used to submit this request does not have "
-                "the right to send mail on behalf of the specified sending account."
-            )
-            raise GraphError(403, "ErrorSendAsDenied", text)

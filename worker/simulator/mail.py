@@ -1,7 +1,8 @@
-"""Mailboxes: what was accepted, where it lies now, and how a search finds it."""
+"""Mailboxes: what was accepted or drafted, where it lies now, and how a search finds it."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict, deque
 from dataclasses import dataclass
@@ -23,14 +24,15 @@ _IS_DRAFT = re.compile(r"isDraft\s+eq\s+(true|false)", re.IGNORECASE)
 _FOLDERS = {"sentitems": SENT, "sent items": SENT, "drafts": DRAFTS}
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Mail:
-    """One accepted mail that is kept; times are wall-clock seconds."""
+    """One mail that is kept, accepted or a draft; times are wall-clock seconds."""
 
     row: dict[str, Any]
     content: dict[str, Any]
-    sent_at: float
+    sent_at: float  # infinite: a draft that nobody sent
     visible_at: float
+    immutable: bool = False  # its id was asked for as one that stays
 
     def folder(self, now: float) -> str:
         """Where it lies now."""
@@ -72,14 +74,48 @@ class Mailboxes:
         """Put a mail into Drafts, from where it goes to Sent Items by itself."""
         when = row["time"]
         mail = Mail(row, content, when + settings.drafts_seconds, when + settings.search_delay)
-        mailbox = row["mailbox"]
+        self._add(mail)
+        self._whole.append(mail)
+        while len(self._whole) > settings.keep_mails:
+            self._whole.popleft().content = {}
+
+    def draft(self, row: dict[str, Any], content: dict[str, Any], settings: Settings) -> Mail:
+        """Put a draft into Drafts."""
+        mail = Mail(row, content, math.inf, row["time"] + settings.search_delay)
+        self._add(mail)
+        return mail
+
+    def release(self, mail: Mail, row: dict[str, Any], settings: Settings) -> None:
+        """A draft is sent: it goes to Sent Items by itself, under another id unless that stays."""
+        mail.row = row
+        mail.sent_at = row["time"] + settings.drafts_seconds
+        self._whole.append(mail)
+
+    def find(self, mailbox: str, mail_id: str) -> Mail:
+        """A mail by its id.
+
+        Raises:
+            GraphError: 404.
+        """
+        for mail in self._mails[mailbox]:
+            if mail.row["id"] == mail_id:
+                return mail
+        text = "The specified object was not found in the store."
+        raise GraphError(404, "ErrorItemNotFound", text)
+
+    def delete(self, mailbox: str, mail: Mail) -> None:
+        """Take a mail away for good."""
+        self._mails[mailbox].remove(mail)
+        for mails in self._index.values():
+            if mail in mails:
+                mails.remove(mail)
+
+    def _add(self, mail: Mail) -> None:
+        row, mailbox = mail.row, mail.row["mailbox"]
         self._mails[mailbox].append(mail)
         keys = [*row["properties"].items(), ("internetmessageid", row["internet_message_id"])]
         for name, value in [*keys, ("subject", row["subject"])]:
             self._index[mailbox, name, value].append(mail)
-        self._whole.append(mail)
-        while len(self._whole) > settings.keep_mails:
-            self._whole.popleft().content = {}
 
     def stored(self, mailbox: str, now: float) -> list[dict[str, Any]]:
         """Every mail of a mailbox, found by searches yet or not."""

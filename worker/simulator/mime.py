@@ -13,7 +13,14 @@ from email.utils import getaddresses
 from typing import Any
 
 from worker.simulator.answers import GraphError
-from worker.simulator.validation import check_message
+from worker.simulator.validation import check_draft, check_recipients
+
+_PEOPLE = {
+    "toRecipients": "to",
+    "ccRecipients": "cc",
+    "bccRecipients": "bcc",
+    "replyTo": "reply-to",
+}
 
 
 def read_mime(body: bytes) -> dict[str, Any]:
@@ -22,6 +29,13 @@ def read_mime(body: bytes) -> dict[str, Any]:
     Raises:
         GraphError: 400, not base64 or without recipients.
     """
+    message = read_mime_draft(body)
+    check_recipients(message)
+    return message
+
+
+def read_mime_draft(body: bytes) -> dict[str, Any]:
+    """As `read_mime`, but without recipients it is a draft all the same."""
     try:
         raw = base64.b64decode(b"".join(body.split()), validate=True)
     except (ValueError, binascii.Error):
@@ -39,11 +53,13 @@ def read_mime(body: bytes) -> dict[str, Any]:
             "content": part.get_content() if part else "",
         },
     }
-    for field, name in (("toRecipients", "to"), ("ccRecipients", "cc"), ("bccRecipients", "bcc")):
+    for field, name in _PEOPLE.items():
         message[field] = _people(parsed, name)
+    if attachments := [_attachment(p) for p in parsed.walk() if _is_attached(p, parsed)]:
+        message["attachments"] = attachments
     if sender := _people(parsed, "from"):
         message["from"] = sender[0]
-    check_message(message)
+    check_draft(message)
     # Any number of x- headers may stand in MIME: added after the check of the JSON form's rule.
     if headers := [
         {"name": name, "value": str(value)}
@@ -52,6 +68,25 @@ def read_mime(body: bytes) -> dict[str, Any]:
     ]:
         message["internetMessageHeaders"] = headers
     return message
+
+
+def _is_attached(part: Any, whole: EmailMessage) -> bool:
+    """Neither a container nor one of the bodies."""
+    bodies = (whole.get_body(("html",)), whole.get_body(("plain",)))
+    return not part.is_multipart() and not any(part is body for body in bodies)
+
+
+def _attachment(part: Any) -> dict[str, Any]:
+    content = part.get_payload(decode=True) or b""
+    found = {
+        "@odata.type": "#microsoft.graph.fileAttachment",
+        "name": part.get_filename() or "attachment",
+        "contentType": part.get_content_type(),
+        "contentBytes": base64.b64encode(content).decode(),
+        "isInline": part.get_content_disposition() == "inline",
+    }
+    content_id = str(part["content-id"] or "").strip("<> ")
+    return found | ({"contentId": content_id} if content_id else {})
 
 
 def _people(parsed: EmailMessage, header: str) -> list[dict[str, Any]]:

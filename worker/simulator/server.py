@@ -22,6 +22,7 @@ from worker.simulator.graph import graph
 from worker.simulator.settings import Settings
 from worker.simulator.state import State
 from worker.simulator.tls import server_context
+from worker.simulator.uploads import upload
 
 
 class Server:
@@ -39,8 +40,9 @@ class Server:
         match path:
             case [("v1.0" | "beta"), *rest]:
                 return await graph(request, self.state, rest)
-            case ["_simulator", *rest]:
-                return await control(request, self.state, rest)
+            case [("outlook" | "_simulator"), *rest]:
+                other = upload if path[0] == "outlook" else control
+                return await other(request, self.state, rest)
             case ["common", "discovery", "instance"]:
                 return web.json_response(entra.instances(self.state.base, self.state.settings))
             case [tenant, "v2.0", ".well-known", "openid-configuration"]:

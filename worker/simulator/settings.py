@@ -39,6 +39,9 @@ class Settings:
     token_lifetime: int = _setting(3599, "seconds a token lives")
     mail_send: bool = _setting(True, "Mail.Send is granted")
     mail_read: bool = _setting(True, "Mail.Read is granted")
+    mail_read_write: bool = _setting(
+        True, "Mail.ReadWrite is granted, for drafts; searches want Mail.Read"
+    )
     latency_ms: str = _setting("0", "time to answer, milliseconds: 50 or 200-400")
     limits: bool = _setting(True, "hold the mailbox limits")
     concurrency: int = _setting(4, "requests of a mailbox at once")
@@ -51,6 +54,9 @@ class Settings:
     grace_ms: int = _setting(250, "calls this soon after a 429 are refused, not `too early`")
     drafts_seconds: float = _setting(0.0, "an accepted mail lies in Drafts so long")
     search_delay: float = _setting(0.0, "searches find a mail only after so long")
+    immutable_ids: bool = _setting(True, "an id that was asked for as immutable stays when sent")
+    upload_lifetime: float = _setting(3600.0, "seconds an upload session lives")
+    message_limit: int = _setting(150 * 1024 * 1024, "bytes of all attachments of a message")
     keep_mails: int = _setting(10_000, "mails kept with their whole content")
     hostile_percent: float = _setting(0.0, "so many of a hundred requests meet a misfortune")
     hostile_mix: tuple[str, ...] = _setting((), "which ones (none: all): " + ", ".join(MIX))

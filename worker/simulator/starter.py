@@ -83,8 +83,8 @@ class Simulator:
     def fault(self, kind: str, count: int = 1, **where: Any) -> None:
         """Let the next `count` matching requests fail (0: all); see `faults.KINDS`.
 
-        `where` takes mailbox, recipient, operation (send, read, any), probability and the
-        details of the kind.
+        `where` takes mailbox, recipient, operation (send, read, draft, upload, any), probability
+        and the details of the kind.
         """
         self.control("POST", "faults", {"kind": kind, "count": count, **where})
 

@@ -9,6 +9,7 @@ import re
 import time
 import uuid
 from collections import Counter, deque
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,24 @@ from worker.simulator.faults import Fault, Faults
 from worker.simulator.hostile import Chance
 from worker.simulator.ledger import Ledger
 from worker.simulator.limits import Limits
-from worker.simulator.mail import Mailboxes
+from worker.simulator.mail import Mail, Mailboxes
 from worker.simulator.settings import Settings
 from worker.simulator.validation import recipients
 
 MARKER = "PostroomId"
 REQUESTS_KEPT = 1_000_000
 _NAMED = re.compile(r"Name\s+(\S+)")
+
+
+@dataclass(slots=True)
+class Upload:
+    """An upload session: what it is for, and what has arrived of it."""
+
+    mailbox: str
+    mail: Mail
+    item: dict[str, Any]
+    ends: float  # wall-clock seconds
+    received: bytearray = field(default_factory=bytearray)
 
 
 class State:
@@ -38,6 +50,7 @@ class State:
         self.chance = Chance(settings.seed)
         self.limits = Limits()
         self.mailboxes = Mailboxes()
+        self.uploads: dict[str, Upload] = {}
         self.ledger = Ledger(directory / "ledger.jsonl")
         self.requests: deque[dict[str, Any]] = deque(maxlen=REQUESTS_KEPT)
         self.counts: Counter[str] = Counter()
@@ -72,12 +85,33 @@ class State:
     ) -> None:
         """Write the ledger and put the mail into the mailbox; ids are request's and client's."""
         row = _row(mailbox, message, save, ids)
+        self._note(row)
+        if save:
+            self.mailboxes.keep(row, message, self.settings)
+
+    def draft(
+        self, mailbox: str, message: dict[str, Any], ids: tuple[str, str], *, immutable: bool
+    ) -> Mail:
+        """Put a draft into the mailbox: nothing is sent, nothing is in the ledger."""
+        row = _row(mailbox, message, True, ids)
+        mail = self.mailboxes.draft(row, message, self.settings)
+        mail.immutable = immutable and self.settings.immutable_ids
+        return mail
+
+    def release(self, mailbox: str, mail: Mail, ids: tuple[str, str]) -> None:
+        """A draft is sent: write the ledger."""
+        row = _row(mailbox, mail.content, True, ids)
+        row["internet_message_id"] = mail.row["internet_message_id"]
+        if mail.immutable:
+            row["id"] = mail.row["id"]
+        self._note(row)
+        self.mailboxes.release(mail, row, self.settings)
+
+    def _note(self, row: dict[str, Any]) -> None:
         self.ledger.append(row)
         self.last = {"monotonic": row["monotonic"], "time": row["time"]}
         self.first = self.first or self.last
-        self.limits.loads[mailbox].accepted += 1
-        if save:
-            self.mailboxes.keep(row, message, self.settings)
+        self.limits.loads[row["mailbox"]].accepted += 1
 
     def stats(self) -> dict[str, Any]:
         """Counts since the start; the ledger's length is over all starts."""

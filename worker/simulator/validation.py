@@ -17,6 +17,7 @@ from worker.simulator.answers import GraphError
 
 Check = Callable[[str, Any], None]
 LARGEST_BODY = 4 * 1024 * 1024
+LARGEST_UPLOAD = 150 * 1024 * 1024
 MOST_RECIPIENTS = 500
 MOST_HEADERS = 5
 _RECIPIENT_LISTS = ("toRecipients", "ccRecipients", "bccRecipients")
@@ -37,12 +38,7 @@ def read_send(body: bytes) -> tuple[dict[str, Any], bool]:
     Raises:
         GraphError: as the service refuses it.
     """
-    try:
-        document = json.loads(body)
-    except ValueError:
-        raise _bad("Unable to read JSON request payload.") from None
-    if not isinstance(document, dict):
-        raise _bad("Unable to read JSON request payload.")
+    document = read_json(body)
     save: Any = True
     message: Any = None
     for name, value in document.items():
@@ -67,7 +63,17 @@ def check_message(message: Any) -> None:
     Raises:
         GraphError: 400 with the service's code.
     """
+    check_draft(message)
+    check_recipients(message)
+
+
+def check_draft(message: Any) -> None:
+    """As `check_message`, but without recipients it is a draft all the same."""
     _fields("message", message, _MESSAGE)
+
+
+def check_recipients(message: dict[str, Any]) -> None:
+    """Refuse a message to nobody, and one to too many."""
     count = sum(len(message.get(name) or ()) for name in _RECIPIENT_LISTS)
     if count == 0:
         raise GraphError(400, "ErrorInvalidRecipients", "At least one recipient is not valid.")
@@ -75,6 +81,38 @@ def check_message(message: Any) -> None:
         raise GraphError(
             400, "ErrorInvalidRecipients", f"{count} recipients; at most {MOST_RECIPIENTS}."
         )
+
+
+def read_json(body: bytes) -> dict[str, Any]:
+    """The JSON object of a request."""
+    try:
+        document = json.loads(body)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise _bad("Unable to read JSON request payload.")
+    return document
+
+
+def check_attachment(attachment: dict[str, Any]) -> None:
+    """Refuse an attachment that the service would refuse."""
+    _attachments("attachment", [attachment])
+
+
+def check_item(document: dict[str, Any]) -> dict[str, Any]:
+    """The AttachmentItem of createUploadSession.
+
+    https://learn.microsoft.com/graph/api/attachment-createuploadsession
+    """
+    item = document.get("AttachmentItem", document.get("attachmentItem"))
+    if len(document) != 1 or item is None:
+        raise _bad("The parameter AttachmentItem is wanted, and no other.")
+    _fields("AttachmentItem", item, _ITEM)
+    if item.get("attachmentType") != "file" or not item.get("name"):
+        raise _bad("AttachmentItem: attachmentType file and a name are wanted.")
+    if not 0 < (item.get("size") or 0) <= LARGEST_UPLOAD:
+        raise GraphError(413, "ErrorAttachmentSizeLimitExceeded", "At most 150 MB are allowed.")
+    return dict(item)
 
 
 def recipients(message: dict[str, Any]) -> list[str]:
@@ -110,6 +148,11 @@ def _text(where: str, value: Any) -> None:
 def _truth(where: str, value: Any) -> None:
     if value is not None and not isinstance(value, bool):
         raise _bad(f"{where}: Edm.Boolean is wanted.")
+
+
+def _whole(where: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise _bad(f"{where}: Edm.Int64 is wanted.")
 
 
 def _member(where: str, value: Any) -> None:
@@ -205,6 +248,14 @@ _ATTACHMENT: Final[Mapping[str, Check]] = {
     "contentId": _text,
     "contentLocation": _text,
     "isInline": _truth,
+}
+_ITEM: Final[Mapping[str, Check]] = {
+    "attachmentType": _text,
+    "contentId": _text,
+    "contentType": _text,
+    "isInline": _truth,
+    "name": _text,
+    "size": _whole,
 }
 _MESSAGE: Final[Mapping[str, Check]] = {
     "attachments": _attachments,
