@@ -54,7 +54,7 @@ class Post(Desk):
         """Works a mailbox until nothing is due, or it has to wait."""
         rt, s = self.runtime, self.runtime.settings
         rules = Rules(
-            concurrency=s.mailbox_concurrency, lease=s.lease, request_timeout=s.request_timeout,
+            lease=s.lease, request_timeout=s.request_timeout,
             max_attempts=s.max_attempts, on_unknown=s.on_unknown,
         )  # fmt: skip
         deps = Deps(
@@ -62,7 +62,7 @@ class Post(Desk):
             rules=rules, worker=rt.name, stop=rt.stop,
         )  # fmt: skip
         pools = {name: list(of) for name, of in rt.pools().items() if mailbox in of}
-        found: dict[str, Any] = rt.call(Lane(deps, mailbox, pools).run())
+        found: dict[str, Any] = rt.call(Lane(deps, mailbox, pools, s.limits).run())
         return found
 
     def send(self, *given: Message, **arguments: Any) -> list[dict[str, Any]]:

@@ -108,7 +108,7 @@ def arrive(redis_url: str, engine: Engine) -> None:
     """What a worker does: the inbox becomes rows."""
     with redis.Redis.from_url(redis_url) as client:
         ingest(Inbox(client), Store(engine), consumer="test", max_age=timedelta(hours=24),
-               wake=lambda kind, target: None)  # fmt: skip
+               wake=lambda targets: None)  # fmt: skip
 
 
 def move(engine: Engine, batch_id: str, position: int, state: State, **more: Any) -> None:

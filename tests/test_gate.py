@@ -11,25 +11,52 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from worker.gate import Gate, keys_of, lane_token
+from worker.gate import Back, Gate, Past, keys_of, lane_token
+from worker.limits import Cost, Limits, Used
 
 MAILBOX = "notices@contoso.com"
 MS = timedelta(milliseconds=1)
 LONG = timedelta(minutes=1)
-FOUR = ["1", "2", "3", "4"]
 
 
-def on_gate(
-    redis_url: str, work: Callable[[Gate, Redis], Awaitable[Any]], **options: timedelta
-) -> None:
+async def nothing(_mailbox: str, _limits: Limits) -> Past:
+    """A mailbox that is new."""
+    return Past()
+
+
+def slots(*names: str) -> list[tuple[str, Cost]]:
+    """One message each."""
+    return [(name, Cost(1, 1, 1)) for name in names]
+
+
+def back(*names: str) -> list[Back]:
+    """Accepted just now."""
+    return [Back(name, timedelta(0), Used.ALL) for name in names]
+
+
+async def ring(gate: Gate, **options: Any) -> int:
+    """A ring for the one mailbox."""
+    [answer] = await gate.ring([MAILBOX], **options)
+    return answer
+
+
+FOUR = slots("1", "2", "3", "4")
+
+
+def on_gate(redis_url: str, work: Callable[[Gate, Redis], Awaitable[Any]], **options: Any) -> None:
     """Runs `work` with a gate on real Redis; no key is left without an end."""
 
     async def run() -> None:
         async with Redis.from_url(redis_url, decode_responses=False) as redis:
-            await work(Gate(redis, concurrency=4, **{"lease": LONG} | options), redis)
+            await work(gate_of(redis, **options), redis)
             assert [k async for k in redis.scan_iter() if await redis.pttl(k) < 0] == []
 
     asyncio.run(run())
+
+
+def gate_of(redis: Redis, *, limits: Limits | None = None, **options: Any) -> Gate:
+    """Four slots and no windows, unless said otherwise."""
+    return Gate(redis, limits or Limits(), history=nothing, **{"lease": LONG} | options)
 
 
 async def until(ask: Callable[[], Awaitable[Any]], what: str) -> Any:
@@ -45,13 +72,14 @@ def test_one_lane_at_a_time_holds_a_mailbox(redis_url: str) -> None:
     """The second is told how long the first one's lease lasts; other mailboxes are free."""
 
     async def work(gate: Gate, _: Redis) -> None:
-        assert (await gate.ask(MAILBOX, "a", wanted=["1"])).word == "granted"
-        held = await gate.ask(MAILBOX.upper(), "b", wanted=["2"])
+        assert (await gate.ask(MAILBOX, "a", wanted=slots("1"))).word == "granted"
+        held = await gate.ask(MAILBOX.upper(), "b", wanted=slots("2"))
         assert (held.word, held.count) == ("held", 0)
+        assert held.wait is not None
         assert timedelta(0) < held.wait <= LONG
-        assert (await gate.ask("other@contoso.com", "b", wanted=["2"])).word == "granted"
+        assert (await gate.ask("other@contoso.com", "b", wanted=slots("2"))).word == "granted"
         assert await gate.leave(MAILBOX, "a")
-        assert (await gate.ask(MAILBOX, "b", wanted=["2"])).word == "granted"
+        assert (await gate.ask(MAILBOX, "b", wanted=slots("2"))).word == "granted"
 
     on_gate(redis_url, work)
 
@@ -68,7 +96,7 @@ def test_the_lane_of_a_dead_worker_passes_on_with_its_slots(redis_url: str) -> N
 
         grant = await until(next_lane, "the lease ends")
         assert (grant.word, grant.count) == ("granted", 4)
-        assert (await gate.ask(MAILBOX, "dead", wanted=["5"])).word == "held"
+        assert (await gate.ask(MAILBOX, "dead", wanted=slots("5"))).word == "held"
 
     on_gate(redis_url, work, lease=200 * MS)
 
@@ -78,7 +106,7 @@ def test_a_lane_that_asks_keeps_lease_and_slots(redis_url: str) -> None:
 
     async def work(gate: Gate, _: Redis) -> None:
         loop = asyncio.get_running_loop()
-        await gate.ask(MAILBOX, "a", wanted=["1", "2", "3"])
+        await gate.ask(MAILBOX, "a", wanted=slots("1", "2", "3"))
         ends = loop.time() + 1.5
         while loop.time() < ends:  # three leases long
             await gate.ask(MAILBOX, "a", wanted=())
@@ -92,12 +120,13 @@ def test_a_prefix_is_granted_and_what_is_given_back_is_free_at_once(redis_url: s
     """As many of those asked for as there is room for, in the same call that gives back."""
 
     async def work(gate: Gate, redis: Redis) -> None:
-        assert (await gate.ask(MAILBOX, "a", wanted=["1", "2", "3"])).count == 3
-        assert (await gate.ask(MAILBOX, "a", wanted=["4", "5"])).count == 1
-        full = await gate.ask(MAILBOX, "a", wanted=["5"])
-        assert (full.word, full.count) == ("full", 0)
+        assert (await gate.ask(MAILBOX, "a", wanted=slots("1", "2", "3"))).count == 3
+        assert (await gate.ask(MAILBOX, "a", wanted=slots("4", "5"))).count == 1
+        full = await gate.ask(MAILBOX, "a", wanted=slots("5"))
+        assert (full.word, full.count) == ("slots", 0)
+        assert full.wait is not None
         assert full.wait > timedelta(0)
-        again = await gate.ask(MAILBOX, "a", wanted=["5", "6", "7"], given_back=["1", "4"])
+        again = await gate.ask(MAILBOX, "a", wanted=slots("5", "6", "7"), given_back=back("1", "4"))
         assert (again.word, again.count) == ("granted", 2)
         names = await redis.hkeys(keys_of(MAILBOX)[1])
         assert sorted(names) == [b"2", b"3", b"5", b"6"]
@@ -115,16 +144,16 @@ def test_fifty_tasks_never_send_more_than_four_at_once(redis_url: str) -> None:
 
         async def lane(number: int) -> None:
             nonlocal most, sent
-            gate, token, mine = Gate(redis, concurrency=4, lease=LONG), lane_token(), 0
+            gate, token, mine = gate_of(redis), lane_token(), 0
             while mine < 6:
                 wanted = [f"{token}-{mine}-{n}" for n in range(1 + number % 6)]
-                grant = await gate.ask(MAILBOX, token, wanted=wanted)
+                grant = await gate.ask(MAILBOX, token, wanted=slots(*wanted))
                 got = wanted[: grant.count]
                 flying.update(got)
                 most, mine, sent = max(most, len(flying)), mine + len(got), sent + len(got)
                 await asyncio.sleep(0)
                 flying.difference_update(got)
-                await gate.ask(MAILBOX, token, wanted=(), given_back=got)
+                await gate.ask(MAILBOX, token, wanted=(), given_back=back(*got))
                 await gate.leave(MAILBOX, token)
 
         await asyncio.gather(*(lane(n) for n in range(50)))
@@ -139,7 +168,7 @@ def test_fifty_senders_of_one_lane_share_its_four_slots(redis_url: str) -> None:
 
     async def work(gate: Gate, _: Redis) -> None:
         grants = await asyncio.gather(
-            *(gate.ask(MAILBOX, "a", wanted=[f"{n}-1", f"{n}-2", f"{n}-3"]) for n in range(50))
+            *(gate.ask(MAILBOX, "a", wanted=slots(f"{n}-1", f"{n}-2", f"{n}-3")) for n in range(50))
         )
         assert sum(grant.count for grant in grants) == 4
 
@@ -151,7 +180,7 @@ def test_leaving_is_refused_when_rung_meanwhile(redis_url: str) -> None:
 
     async def work(gate: Gate, _: Redis) -> None:
         seen = (await gate.ask(MAILBOX, "a", wanted=())).rung
-        await gate.ring(MAILBOX)
+        await ring(gate)
         assert not await gate.leave(MAILBOX, "a", seen)
         now = (await gate.ask(MAILBOX, "a", wanted=())).rung
         assert now == seen + 1
@@ -165,7 +194,7 @@ def test_who_lost_the_lane_cannot_end_that_of_another(redis_url: str) -> None:
     """A worker that was frozen comes back: it is told to go, and the lane of today stays."""
 
     async def work(gate: Gate, _: Redis) -> None:
-        await gate.ask(MAILBOX, "today", wanted=["1"])
+        await gate.ask(MAILBOX, "today", wanted=slots("1"))
         assert await gate.leave(MAILBOX, "yesterday")
         assert (await gate.ask(MAILBOX, "b", wanted=())).word == "held"
 
@@ -176,12 +205,12 @@ def test_a_ring_starts_a_lane_once(redis_url: str) -> None:
     """1: start it; 0: it is being started, or at work; 1 again when it was at work and left."""
 
     async def work(gate: Gate, _: Redis) -> None:
-        assert [await gate.ring(MAILBOX) for _ in range(3)] == [1, 0, 0]
+        assert [await ring(gate) for _ in range(3)] == [1, 0, 0]
         rung = (await gate.ask(MAILBOX, "a", wanted=())).rung
         assert await gate.leave(MAILBOX, "a", rung)
-        assert await gate.ring(MAILBOX) == 1
+        assert await ring(gate) == 1
         await gate.ask(MAILBOX, "a", wanted=())
-        assert await gate.ring(MAILBOX) == 0
+        assert await ring(gate) == 0
 
     on_gate(redis_url, work)
 
@@ -190,10 +219,10 @@ def test_a_ring_whose_task_was_lost_is_sent_again(redis_url: str) -> None:
     """After a while without a lane at work, the next ring starts one."""
 
     async def work(gate: Gate, _: Redis) -> None:
-        assert await gate.ring(MAILBOX) == 1
+        assert await ring(gate) == 1
 
         async def again() -> bool:
-            return await gate.ring(MAILBOX) == 1
+            return await ring(gate) == 1
 
         await until(again, "the bell ends")
 
@@ -206,14 +235,15 @@ def test_a_cooldown_holds_for_every_lane_and_only_grows(redis_url: str) -> None:
     async def work(gate: Gate, _: Redis) -> None:
         await gate.cool(MAILBOX, 30 * LONG)
         await gate.cool(MAILBOX, LONG)
-        grant = await gate.ask(MAILBOX, "a", wanted=["1"])
+        grant = await gate.ask(MAILBOX, "a", wanted=slots("1"))
         assert (grant.word, grant.count) == ("cooling", 0)
+        assert grant.wait is not None
         assert 29 * LONG < grant.wait <= 30 * LONG
         await gate.leave(MAILBOX, "a")
-        assert (await gate.ask(MAILBOX, "b", wanted=["1"])).word == "cooling"
+        assert (await gate.ask(MAILBOX, "b", wanted=slots("1"))).word == "cooling"
         await gate.leave(MAILBOX, "b")
-        assert -30 * LONG <= await gate.ring(MAILBOX) * MS < -29 * LONG
-        assert (await gate.ask("other@contoso.com", "b", wanted=["1"])).word == "granted"
+        assert -30 * LONG <= await ring(gate) * MS < -29 * LONG
+        assert (await gate.ask("other@contoso.com", "b", wanted=slots("1"))).word == "granted"
 
     on_gate(redis_url, work)
 
@@ -223,10 +253,10 @@ def test_a_cooldown_ends_by_itself(redis_url: str) -> None:
 
     async def work(gate: Gate, _: Redis) -> None:
         await gate.cool(MAILBOX, 150 * MS)
-        assert (await gate.ask(MAILBOX, "a", wanted=["1"])).word == "cooling"
+        assert (await gate.ask(MAILBOX, "a", wanted=slots("1"))).word == "cooling"
 
         async def granted() -> bool:
-            return (await gate.ask(MAILBOX, "a", wanted=["1"])).count == 1
+            return (await gate.ask(MAILBOX, "a", wanted=slots("1"))).count == 1
 
         await until(granted, "the cooldown ends")
 
@@ -238,11 +268,14 @@ def test_a_cooldown_of_days_is_not_forgotten_before_its_end(redis_url: str) -> N
 
     async def work(gate: Gate, redis: Redis) -> None:
         await gate.cool(MAILBOX, timedelta(days=3))
-        await gate.ring(MAILBOX)
+        await ring(gate)
         await gate.ask(MAILBOX, "a", wanted=())
         assert await redis.pttl(keys_of(MAILBOX)[0]) * MS > timedelta(days=2)
 
     on_gate(redis_url, work)
+
+
+LIMITS = ["", 4, 5, *(0, -1) * 5]
 
 
 @pytest.mark.parametrize(
@@ -250,10 +283,12 @@ def test_a_cooldown_of_days_is_not_forgotten_before_its_end(redis_url: str) -> N
     [
         ["sleep", "a"],
         ["ask", "a"],
-        ["ask", "a", "soon", 4, 0, 0],
-        ["ask", "a", 1000, 4, 1, "back", 2, "only-one"],
-        ["ask", "a", 1000, 4, 0, 1, "1", "2"],
-        ["ask", "a", -1, 4, 0, 0],
+        ["ask", "a", "soon", *LIMITS, 0, 0],
+        ["ask", "a", 1000, *LIMITS, 1, "back"],
+        ["ask", "a", 1000, *LIMITS, 0, 2, "1", 1, 1, 1, 1, 1],
+        ["ask", "a", 1000, *LIMITS, 0, 1, "1", 1, 1, 1, 1, "some"],
+        ["ask", "a", 1000, *LIMITS, 0, 0, "left over"],
+        ["ask", "a", 1000, *LIMITS[:-1], 0, 0],
         ["ring", "often"],
         ["cool", "1.5"],
     ],
@@ -264,11 +299,11 @@ def test_wrong_arguments_are_an_error_and_leave_nothing(
     """All or nothing: a call that fails has written nothing."""
 
     async def work(gate: Gate, redis: Redis) -> None:
-        await gate.ask(MAILBOX, "a", wanted=["back"])
+        await gate.ask(MAILBOX, "a", wanted=slots("back"))
         keys = keys_of(MAILBOX)
-        before = [await redis.hgetall(key) for key in keys]
+        before = [await redis.dump(key) for key in keys]
         with pytest.raises(ResponseError, match=r"gate\.lua"):
             await gate._do(MAILBOX, *arguments)
-        assert [await redis.hgetall(key) for key in keys] == before
+        assert [await redis.dump(key) for key in keys] == before
 
     on_gate(redis_url, work)

@@ -26,7 +26,7 @@ def swept(
     told: list[str] = []
     done = sweep(
         kit.store, on_unknown=on_unknown, max_attempts=6,
-        wake=lambda kind, target: woken.append((kind, target)), finished=told.append,
+        wake=woken.extend, finished=told.append,
     )  # fmt: skip
     return done, woken, told
 
@@ -92,6 +92,6 @@ def test_a_pool_is_served_by_its_members_and_a_mailbox_by_itself() -> None:
     """A pool that is not there any more is served by nobody."""
     pools = {"news": ["b@x.org", "a@x.org"]}
 
-    assert mailboxes_of("mailbox", "c@x.org", pools) == ["c@x.org"]
-    assert mailboxes_of("pool", "news", pools) == ["a@x.org", "b@x.org"]
-    assert mailboxes_of("pool", "gone", pools) == []
+    assert mailboxes_of([("mailbox", "c@x.org")], pools) == ["c@x.org"]
+    assert mailboxes_of([("pool", "news"), ("mailbox", "a@x.org")], pools) == ["a@x.org", "b@x.org"]
+    assert mailboxes_of([("pool", "gone")], pools) == []

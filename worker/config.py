@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from worker.limits import Limits, Rate
 from worker.model import InvalidSettings, OnUnknown
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)?\s*$", re.IGNORECASE)
@@ -75,6 +76,23 @@ class Settings(BaseSettings):
         default_factory=dict, description="JSON: pool name to list of mailboxes"
     )
     mailbox_concurrency: int = Field(4, ge=1, le=4, description="requests at once per mailbox")
+    mailbox_request_rate: str = Field(
+        "10000/10min", description="requests of a mailbox in any such time; or off"
+    )
+    mailbox_message_rate: str = Field("off", description="messages of a mailbox, e.g. 30/min")
+    mailbox_recipient_rate: str = Field(
+        "9500/24h", description="recipients of a mailbox (Exchange allows 10000, people's own too)"
+    )
+    mailbox_upload_rate: str = Field("150MB/5min", description="bytes sent to a mailbox")
+    tenant_external_rate: str = Field(
+        "off", description="recipients outside the organisation, all mailboxes together"
+    )
+    internal_domains: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(), description="domains inside, comma-separated; none: those of the senders"
+    )
+    reserve_high: int = Field(
+        5, ge=0, le=50, description="percent of each rate that is kept for priority high"
+    )
     request_timeout: Duration = Field(
         timedelta(seconds=60), description="one request to Graph, in all"
     )
@@ -121,6 +139,21 @@ class Settings(BaseSettings):
     def _durations(cls, value: Any) -> timedelta:
         return duration(value)
 
+    @field_validator(
+        "mailbox_request_rate", "mailbox_message_rate", "mailbox_recipient_rate",
+        "mailbox_upload_rate", "tenant_external_rate",
+    )  # fmt: skip
+    @classmethod
+    def _rates(cls, value: str) -> str:
+        Rate.parse(value)
+        return value.strip()
+
+    @field_validator("internal_domains", mode="before")
+    @classmethod
+    def _domains(cls, value: Any) -> frozenset[str]:
+        names = value.split(",") if isinstance(value, str) else value
+        return frozenset(name.strip().lower() for name in names if name.strip())
+
     @field_validator("authority", "graph_url")
     @classmethod
     def _https(cls, value: str) -> str:
@@ -153,6 +186,19 @@ class Settings(BaseSettings):
     def signs(self) -> bool:
         """Whether we sign assertions ourselves, for which this machine's clock must be right."""
         return self.client_secret is None and self.client_secret_file is None
+
+    @cached_property
+    def limits(self) -> Limits:
+        """What binds every mailbox for which nothing else is said."""
+        return Limits(
+            slots=self.mailbox_concurrency,
+            requests=Rate.parse(self.mailbox_request_rate),
+            messages=Rate.parse(self.mailbox_message_rate),
+            recipients=Rate.parse(self.mailbox_recipient_rate),
+            upload=Rate.parse(self.mailbox_upload_rate),
+            external=Rate.parse(self.tenant_external_rate),
+            reserve_high=self.reserve_high,
+        )
 
     @cached_property
     def graph_scope(self) -> str:

@@ -1,21 +1,34 @@
-"""The gate: where a lane asks leave to send. All its state lies in Redis, for all workers."""
+"""The gate: where a lane asks leave to send. All its state lies in Redis, for all workers.
+
+Where Redis knows nothing of a mailbox (it is new, or Redis was emptied), the gate learns first
+what SQL knows of it: no window, slot or cooldown is ever begun anew.
+"""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from worker.limits import WINDOWS, Cost, Limit, Limits, Used, Window
 
 #: A lane that is not heard of for this long is dead: another worker may take the mailbox.
 LANE_LEASE = timedelta(seconds=10)
 #: A ring counts as under way for this long; then the next one sends a task again: a task that was
 #: lost costs this time.
 BELL = timedelta(seconds=3)
+
+HELD, COOLING, GRANTED = "held", "cooling", "granted"
+_UNKNOWN = b"unknown"
+#: So often in a row a gate may be forgotten while it learns; then something empties Redis again
+#: and again, and nothing is sent.
+_LESSONS = 3
 
 _SCRIPT = Path(__file__).with_name("gate.lua").read_text(encoding="utf-8")
 
@@ -24,75 +37,211 @@ _SCRIPT = Path(__file__).with_name("gate.lua").read_text(encoding="utf-8")
 class Grant:
     """What the gate said: how many of those asked for may go, or how long to wait and why."""
 
-    word: Literal["granted", "held", "cooling", "full"]
+    word: str  #: granted, held (by another lane), cooling, or the limit that binds
     count: int
-    wait: timedelta
+    wait: timedelta | None  #: None: it never fits, for it is larger than the limit
     rung: int  #: how often the lane was rung so far
     trouble: int = 0  #: how often in a row sends of this mailbox went wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """A slot that is given back: its request ended `age` ago and came to `used`."""
+
+    name: str
+    age: timedelta
+    used: Used
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What SQL knows of a mailbox. Times are milliseconds before the look, negative."""
+
+    windows: Mapping[Limit, Window] = field(default_factory=dict)
+    flying: Sequence[tuple[str, int, Cost]] = ()  #: claims: slot id, ms they live yet, cost
+    cooldown: timedelta = timedelta(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How full a mailbox's windows are. `bound`: the limit that binds now."""
+
+    cooldown: timedelta
+    bound: str | None
+    used: Mapping[Limit, int]
+
+
+#: Asks SQL for the past of a mailbox, as far as these limits look back.
+History = Callable[[str, Limits], Awaitable[Past]]
 
 
 class Gate:
     """The gates of all mailboxes. Raises redis.RedisError when Redis is gone: nothing is sent."""
 
     def __init__(
-        self, redis: Redis, *, concurrency: int, lease: timedelta = LANE_LEASE,
-        bell: timedelta = BELL,
+        self, redis: Redis, limits: Limits, *, history: History, lease: timedelta = LANE_LEASE,
+        bell: timedelta = BELL, clock: Callable[[], int | str] = str,
     ) -> None:  # fmt: skip
+        """`clock` is for tests: milliseconds; empty for Redis's own time."""
         self._call = redis.register_script(_SCRIPT)
-        self._concurrency = concurrency
+        self._history = history
+        self._clock = clock
+        self.limits = limits
         self.lease = lease
-        self._lease_ms = int(lease.total_seconds() * 1000)
-        self._bell_ms = int(bell.total_seconds() * 1000)
+        self._bell = bell
 
     async def ask(
-        self, mailbox: str, lane: str, *, wanted: Sequence[str], given_back: Sequence[str] = ()
-    ) -> Grant:
+        self, mailbox: str, lane: str, *, wanted: Sequence[tuple[str, Cost]] = (),
+        given_back: Sequence[Back] = (), limits: Limits | None = None, high: bool = False,
+    ) -> Grant:  # fmt: skip
         """Renews the lease, frees the slots given back, takes slots for the first of `wanted`.
 
-        `wanted` and `given_back` are slot ids of the lane's own choosing.
+        `wanted`: (slot id, cost); ids are message ids, by which SQL knows them as well. `limits`:
+        where they differ for this mailbox; `high`: what is kept for priority high may be used.
         """
-        word, count, wait_ms, rung, trouble = await self._do(
-            mailbox, "ask", lane, self._lease_ms, self._concurrency,
-            len(given_back), *given_back, len(wanted), *wanted,
-        )  # fmt: skip
-        return Grant(word.decode(), count, timedelta(milliseconds=wait_ms), rung, trouble)
+        words = ["ask", lane, _ms(self.lease)]
+        return await self._ask(mailbox, words, wanted, given_back, limits, high)
 
-    async def leave(self, mailbox: str, lane: str, rung: int | None = None) -> bool:
-        """Ends the lane's lease; refused (False) if it was rung since `rung` was told."""
-        answer = await self._do(mailbox, "leave", lane, "" if rung is None else rung)
+    async def visit(
+        self, mailbox: str, name: str, seconds: float, *, cost: Cost | None = None,
+        limits: Limits | None = None,
+    ) -> Grant:  # fmt: skip
+        """Takes one slot beside the lane, for a request that is no send; free after `seconds`."""
+        words = ["visit", name, int(seconds * 1000)]
+        return await self._ask(mailbox, words, [(name, cost or Cost())], (), limits, high=False)
+
+    async def give_back(
+        self, mailbox: str, name: str, *, age: timedelta = timedelta(0), used: Used = Used.ALL,
+        limits: Limits | None = None,
+    ) -> None:  # fmt: skip
+        """The request of a visit came to its end `age` ago."""
+        words = ["back", *self._limits(limits, high=False), *_back([Back(name, age, used)])]
+        await self._do(mailbox, *words)
+
+    async def leave(
+        self, mailbox: str, lane: str, rung: int | None = None, *,
+        given_back: Sequence[Back] = (), hold: timedelta = timedelta(0),
+        limits: Limits | None = None,
+    ) -> bool:  # fmt: skip
+        """Ends the lane's lease; refused (False) if it was rung since `rung` was told.
+
+        `hold`: the lane need not come again before, unless there is news.
+        """
+        answer = await self._do(
+            mailbox, "leave", lane, "" if rung is None else rung, _ms(hold),
+            *self._limits(limits, high=False), *_back(given_back),
+        )  # fmt: skip
         return int(answer) != 0
 
-    async def ring(self, mailbox: str, bell: timedelta | None = None) -> int:
-        """Tells the lane of this mailbox that there is work.
+    async def ring(
+        self, mailboxes: Sequence[str], bell: timedelta | None = None, *, news: bool = True
+    ) -> list[int]:
+        """Tells the lanes of these mailboxes that there is work.
 
-        1: somebody must start the lane; 0: it is at work or being started; negative: it cools
-        down for so many milliseconds more. `bell`: how long an earlier ring counts.
+        For each, 1: somebody must start the lane; 0: it is at work or being started; negative: it
+        need not come for so many milliseconds more. `bell`: how long an earlier ring counts;
+        without `news` a lane that waits for a window is not disturbed.
         """
-        bell_ms = self._bell_ms if bell is None else int(bell.total_seconds() * 1000)
-        return int(await self._do(mailbox, "ring", bell_ms))
+        if not mailboxes:
+            return []
+        args = [self._clock(), "ring", _ms(bell or self._bell), int(news)]
+        return [int(n) for n in await self._call(keys=[_key(m) for m in mailboxes], args=args)]
 
     async def cool(self, mailbox: str, rest: timedelta, trouble: int | None = None) -> None:
         """No worker sends from this mailbox for so long; a longer cooldown stands.
 
         `trouble`: counts one more in a row, unless another worker has since this was told.
         """
-        told = "" if trouble is None else trouble
-        await self._do(mailbox, "cool", max(1, int(rest.total_seconds() * 1000)), told)
+        await self._do(mailbox, "cool", max(1, _ms(rest)), "" if trouble is None else trouble)
 
     async def calm(self, mailbox: str) -> None:
-        """A send went well: the mailbox is in no trouble any more."""
-        await self._do(mailbox, "calm", "")
+        """A send went well: the mailbox is in less trouble."""
+        await self._do(mailbox, "calm")
+
+    async def usage(self, mailbox: str, limits: Limits | None = None) -> Usage:
+        """How full the windows of a mailbox are."""
+        limits = limits or self.limits
+        args = ["usage", *self._limits(limits, high=True)]
+        cool, bound, *used = await self._informed(mailbox, args, limits)
+        amounts = {limit: n for limit, n in zip(WINDOWS, used, strict=True) if n >= 0}
+        return Usage(timedelta(milliseconds=cool), bound.decode() or None, amounts)
+
+    async def _ask(
+        self, mailbox: str, words: list[Any], wanted: Sequence[tuple[str, Cost]],
+        given_back: Sequence[Back], limits: Limits | None, high: bool,
+    ) -> Grant:  # fmt: skip
+        limits = limits or self.limits
+        args = [*words, *self._limits(limits, high=high), *_back(given_back), len(wanted)]
+        for name, cost in wanted:
+            args += (name, *cost)
+        word, count, wait, rung, trouble = await self._informed(mailbox, args, limits)
+        waits = None if wait < 0 else timedelta(milliseconds=wait)
+        return Grant(word.decode(), count, waits, rung, trouble)
+
+    async def _informed(self, mailbox: str, args: Sequence[Any], limits: Limits) -> Any:
+        """The answer of a gate that knows its past."""
+        for _ in range(_LESSONS):
+            answer = await self._do(mailbox, *args)
+            if answer and answer[0] != _UNKNOWN:
+                return answer
+            await self._learn(mailbox, limits)
+        raise RedisError("Redis forgets the gate again and again")
+
+    async def _learn(self, mailbox: str, limits: Limits) -> None:
+        """Tells Redis what SQL knows; a second lesson of the same changes nothing."""
+        past = await self._history(mailbox, limits)
+        args: list[Any] = [_ms(past.cooldown), *self._limits(limits, high=True)]
+        for limit in WINDOWS:
+            entries = past.windows[limit].entries if limit in past.windows else ()
+            args.append(len(entries))
+            for first, last, amount in entries:
+                args += (-first, -last, amount)
+        args.append(len(past.flying))
+        for name, ms, cost in past.flying:
+            args += (name, ms, *cost)
+        await self._do(mailbox, "learn", *args)
+
+    def _limits(self, limits: Limits | None, *, high: bool) -> list[Any]:
+        """LIMITS of gate.lua."""
+        limits = limits or self.limits
+        rates = [limits.rate(limit) for limit in WINDOWS]
+        shape = " ".join(f"{w}:{r.span_ms}" for w, r in zip(WINDOWS, rates, strict=True) if r)
+        args: list[Any] = [shape, limits.slots, 0 if high else limits.reserve_high]
+        for rate in rates:
+            args += (rate.amount, rate.span_ms) if rate else (0, -1)
+        return args
 
     async def _do(self, mailbox: str, *args: Any) -> Any:
-        return await self._call(keys=keys_of(mailbox), args=args)
+        return await self._call(keys=keys_of(mailbox), args=[self._clock(), *args])
 
 
 def keys_of(mailbox: str) -> list[str]:
-    """The Redis keys of a mailbox's gate; the braces keep them in one hash slot."""
+    """The Redis keys of a mailbox's gate and of its tenant's."""
     stem = "postroom:{" + mailbox.lower() + "}"
-    return [f"{stem}:gate", f"{stem}:slots"]
+    windows = [f"{stem}:{limit}" for limit in WINDOWS if limit is not Limit.EXTERNAL]
+    tenant = "postroom:tenant"
+    return [
+        _key(mailbox), f"{stem}:slots", *windows,
+        f"{tenant}:{Limit.EXTERNAL}", tenant, f"{tenant}:flying",
+    ]  # fmt: skip
+
+
+def _key(mailbox: str) -> str:
+    return "postroom:{" + mailbox.lower() + "}:gate"
 
 
 def lane_token() -> str:
     """A new lane's token: unguessable, so that no lane takes another for itself."""
     return secrets.token_hex(8)
+
+
+def _back(given_back: Sequence[Back]) -> list[Any]:
+    """BACK of gate.lua. An age is rounded down: what ended counts for longer, never less long."""
+    args: list[Any] = [len(given_back)]
+    for one in given_back:
+        args += (one.name, _ms(one.age), int(one.used))
+    return args
+
+
+def _ms(span: timedelta) -> int:
+    return span // timedelta(milliseconds=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from worker.inbox import Entry, Inbox
@@ -20,9 +20,9 @@ IDLE_MS = 10_000
 
 def ingest(
     inbox: Inbox, store: Store, *, consumer: str, max_age: timedelta,
-    wake: Callable[[str, str], None], enough: Callable[[], bool] = lambda: False,
+    wake: Callable[[Sequence[tuple[str, str]]], None], enough: Callable[[], bool] = lambda: False,
 ) -> dict[str, int]:  # fmt: skip
-    """Reads the inbox until it is empty; `wake(kind, target)` is told of what became whole.
+    """Reads the inbox until it is empty; `wake` is told the (kind, target) of what became whole.
 
     A crash before the commit leaves the block to the next reader; one after it makes the next
     reader write the same again, which changes nothing.
@@ -46,7 +46,7 @@ def ingest(
             inbox.forget(head.id)
             log.info("batch %s: whole with %d messages", head.id, head.total,
                      extra={"batch_id": head.id})  # fmt: skip
-            wake(head.target_kind, head.target)
+        wake(sorted({(head.target_kind, head.target) for head in whole}))
         done["chunks"] += len(chunks)
         done["messages"] += sum(len(c.rows) for c in chunks)
         done["batches"] += len(whole)

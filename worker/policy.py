@@ -41,7 +41,13 @@ CONTENT_MISSING = "ContentMissing"
 UPLOADING = "Uploading"
 #: The gate had no room for the next request of an upload.
 GATE_CLOSED = "GateClosed"
-HELD_BACK = frozenset({LEASE_NEARLY_OVER, CONTENT_MISSING, UPLOADING, GATE_CLOSED})
+#: The mailbox was told to rest while the message was being claimed.
+RESTING = "MailboxRests"
+#: The message alone is more than a limit allows. Someone may raise the limit.
+OVER_LIMIT = "OverLimit"
+HELD_BACK = frozenset(
+    {LEASE_NEARLY_OVER, CONTENT_MISSING, UPLOADING, GATE_CLOSED, RESTING, OVER_LIMIT}
+)
 #: A daily quota: it frees again in hours, not in seconds.
 _QUOTA = "ErrorSubmissionQuotaExceeded"
 #: Refusals that were seen to pass on a repeat, but are nearly always final: one repeat.
@@ -307,9 +313,12 @@ def retry_after(value: str | None, date: str | None) -> timedelta | None:
 
 
 def _until(value: str, date: str | None) -> float:
-    """Seconds between two HTTP dates, NaN where one of them cannot be read."""
+    """Seconds between two HTTP dates, NaN where one of them cannot be read.
+
+    Dates know whole seconds only: what they leave out is waited as well.
+    """
     try:
-        return (_instant(value) - _instant(date or "")).total_seconds()
+        return (_instant(value) - _instant(date or "")).total_seconds() + 1
     except (ValueError, TypeError, OverflowError, IndexError):
         return math.nan
 

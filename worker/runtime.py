@@ -26,8 +26,9 @@ if TYPE_CHECKING:  # imported where they are built: a producer needs none of Mic
     from redis.asyncio import Redis as AsyncRedis
 
     from worker.broker import Bell
-    from worker.gate import Gate
+    from worker.gate import Gate, Past
     from worker.graph import Graph
+    from worker.limits import Limits
     from worker.tokens import Tokens
 
 log = logging.getLogger(__name__)
@@ -164,7 +165,19 @@ class Runtime:
         """The gates of all mailboxes; for the loop."""
         from worker.gate import Gate
 
-        return Gate(self.loops_redis, concurrency=self.settings.mailbox_concurrency)
+        return Gate(self.loops_redis, self.settings.limits, history=self._past)
+
+    async def _past(self, mailbox: str, limits: Limits) -> Past:
+        """What SQL knows of a mailbox, for a gate that Redis has lost."""
+        return await asyncio.to_thread(self._look_back, mailbox, limits)
+
+    def _look_back(self, mailbox: str, limits: Limits) -> Past:
+        from worker.gate import Past
+
+        known = self.store.history
+        # Claims first: one that ends meanwhile counts twice, never not at all.
+        flying = known.flying(mailbox)
+        return Past(known.windows(mailbox, limits), flying, known.cooldown(mailbox))
 
     @cached_property
     def graph(self) -> Graph:

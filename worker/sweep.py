@@ -6,7 +6,7 @@ It selects by what SQL says and nothing else, so whatever ring was lost, it cost
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from worker.model import OnUnknown
 from worker.store import Store
@@ -16,17 +16,16 @@ log = logging.getLogger(__name__)
 
 def sweep(
     store: Store, *, on_unknown: OnUnknown, max_attempts: int,
-    wake: Callable[[str, str], None], finished: Callable[[str], None],
+    wake: Callable[[Sequence[tuple[str, str]]], None], finished: Callable[[str], None],
 ) -> dict[str, int]:  # fmt: skip
-    """One round. `wake(kind, target)` rings lanes, `finished(batch_id)` tells of a batch's end."""
+    """One round. `wake` is told the (kind, target) of all that is due, `finished` a batch's id."""
     ended = store.end_leases(resend=on_unknown is OnUnknown.RESEND, max_attempts=max_attempts)
     if ended:
         log.warning("%d claims ended without a word: their messages are in doubt", ended)
     expired = store.end_deadlines()
     cancelled = store.control.end_cancelled()
     targets = store.due_targets()
-    for kind, target in targets:
-        wake(kind, target)
+    wake(targets)
     batches = store.finish_batches()
     for batch in batches:
         log.info("batch %s: finished", batch["id"], extra={"batch_id": batch["id"]})
@@ -35,6 +34,11 @@ def sweep(
             "batches": len(batches)}  # fmt: skip
 
 
-def mailboxes_of(kind: str, target: str, pools: Mapping[str, Iterable[str]]) -> list[str]:
-    """The mailboxes that serve a target: itself, or the members of the pool."""
-    return [target] if kind == "mailbox" else sorted(pools.get(target, ()))
+def mailboxes_of(
+    targets: Iterable[tuple[str, str]], pools: Mapping[str, Iterable[str]]
+) -> list[str]:
+    """The mailboxes that serve these targets: themselves, or the members of the pools."""
+    found: set[str] = set()
+    for kind, target in targets:
+        found.update([target] if kind == "mailbox" else pools.get(target, ()))
+    return sorted(found)

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -80,7 +80,7 @@ def deliver(mailbox: str) -> dict[str, Any]:
     except SQLAlchemyError as error:
         log.warning("mailbox %s: no answer from SQL (%s)", mailbox, type(error).__name__)
         return {"waits_for": "the database"}
-    result = rt.call(Lane(_deps(rt), mailbox, pools).run())
+    result = rt.call(Lane(_deps(rt), mailbox, pools, rt.settings.limits).run())
     if result.get("waits_for") not in {None, "held", SUSPENDED} and result["seconds"] <= SOON:
         _ring_after(rt, mailbox, result["seconds"])
     return result
@@ -136,8 +136,8 @@ def _told(status: dict[str, Any]) -> dict[str, int]:
 def _deps(rt: runtime.Runtime) -> Deps:
     s = rt.settings
     rules = Rules(
-        concurrency=s.mailbox_concurrency, lease=s.lease, request_timeout=s.request_timeout,
-        max_attempts=s.max_attempts, on_unknown=s.on_unknown,
+        lease=s.lease, request_timeout=s.request_timeout, max_attempts=s.max_attempts,
+        on_unknown=s.on_unknown, internal_domains=s.internal_domains,
     )  # fmt: skip
     return Deps(
         store=rt.store, writer=rt.writer, gate=rt.gate, graph=rt.graph, tokens=rt.tokens,
@@ -149,29 +149,25 @@ def _ingest(rt: runtime.Runtime) -> dict[str, int]:
     rt.parts.drain(rt.name, rt.store.contents.arrive, rt.stop.is_set)
     return ingest(
         rt.inbox, rt.store, consumer=rt.name, max_age=rt.settings.max_age,
-        wake=lambda kind, target: _wake(rt, kind, target), enough=rt.stop.is_set,
+        wake=lambda targets: _wake(rt, targets, news=True), enough=rt.stop.is_set,
     )  # fmt: skip
 
 
 def _sweep(rt: runtime.Runtime) -> dict[str, int]:
     return sweep(
         rt.store, on_unknown=rt.settings.on_unknown, max_attempts=rt.settings.max_attempts,
-        wake=lambda kind, target: _wake(rt, kind, target), finished=rt.bell.finish,
+        wake=lambda targets: _wake(rt, targets, news=False), finished=rt.bell.finish,
     )  # fmt: skip
 
 
-def _wake(rt: runtime.Runtime, kind: str, target: str) -> None:
-    pool = kind == "pool"  # a mailbox needs no look into SQL
-    resting = rt.store.mailboxes.resting() if pool else set()
-    for mailbox in mailboxes_of(kind, target, rt.pools() if pool else {}):
-        if mailbox not in resting:
-            _ring(rt, mailbox)
-
-
-def _ring(rt: runtime.Runtime, mailbox: str) -> None:
-    answer = rt.call(rt.gate.ring(mailbox, _patience(rt)))
-    if answer > 0:
-        rt.bell.deliver(mailbox)
+def _wake(rt: runtime.Runtime, targets: Sequence[tuple[str, str]], *, news: bool) -> None:
+    pools = rt.pools() if any(kind == "pool" for kind, _ in targets) else {}
+    resting = rt.store.mailboxes.resting() if pools else set()
+    mailboxes = [m for m in mailboxes_of(targets, pools) if m not in resting]
+    answers = rt.call(rt.gate.ring(mailboxes, _patience(rt), news=news))
+    for mailbox, answer in zip(mailboxes, answers, strict=True):
+        if answer > 0:
+            rt.bell.deliver(mailbox)
 
 
 def _patience(rt: runtime.Runtime) -> timedelta:
@@ -186,10 +182,14 @@ def _ring_after(rt: runtime.Runtime, mailbox: str, seconds: float) -> None:
     """Rings when a wait is over; costs no thread meanwhile. If it is lost, the sweep rings."""
 
     async def later() -> None:
-        await asyncio.sleep(seconds)
+        rest = seconds
         with contextlib.suppress(RedisError):
-            if not rt.stop.is_set() and await rt.gate.ring(mailbox, _patience(rt)) > 0:
-                await asyncio.to_thread(rt.bell.deliver, mailbox)
+            while rest > 0 and not rt.stop.is_set():
+                await asyncio.sleep(rest)
+                [answer] = await rt.gate.ring([mailbox], _patience(rt), news=False)
+                if answer > 0:
+                    await asyncio.to_thread(rt.bell.deliver, mailbox)
+                rest = -answer / 1000 if -answer < SOON * 1000 else 0
 
     rt.submit(later())
 

@@ -40,9 +40,11 @@ def upgrade() -> None:
     op.add_column(
         "batches", sa.Column("rejections", sa.Integer(), server_default="0", nullable=False)
     )
+    _partial("ix_attempts_external", "attempts", ["at"], "external > 0")
 
 
 def downgrade() -> None:
+    op.drop_index("ix_attempts_external", table_name="attempts")
     op.drop_column("batches", "rejections")
     op.drop_column("mailboxes", "refusals")
     for table in ("drafts", "content_parts", "contents"):

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from worker.checks import IN_REQUEST
 from worker.gate import Gate
 from worker.graph import Graph
-from worker.model import Due, OnUnknown, Rejected
+from worker.limits import Cost
+from worker.model import Due, OnUnknown, Outcome
 from worker.store import Store, Writer
 from worker.templates import Rendered
 from worker.tokens import Tokens
@@ -29,11 +30,11 @@ class Stop(Protocol):
 class Rules:
     """The settings that a lane works by."""
 
-    concurrency: int
     lease: timedelta
     request_timeout: timedelta
     max_attempts: int
     on_unknown: OnUnknown
+    internal_domains: frozenset[str] = frozenset()  #: none: those of the senders
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +54,19 @@ class Deps:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A due message with its request, ready to go."""
+    """A due message with its request, ready to go. Its id is the name of its slot."""
 
     due: Due
+    shared: bool  #: of a pool: other mailboxes may take it when it returns to its queue
     body: bytes  #: without attachments
-    problem: Rejected | None = None
+    cost: Cost
+    problem: Outcome | None = None  #: it will not be sent, for this reason
     shown: Rendered | None = None
 
     @property
     def size(self) -> int:
         """Bytes of the request, with the attachments that go in it."""
-        return len(self.body) + attached(self.due.content)
+        return self.cost.upload
 
 
 def attached(content: Mapping[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""A mailbox's lane, borrowed from the workers: the limits hold for the doctor too."""
+"""A slot of a mailbox beside the workers' lane: the limits hold for the doctor too."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from worker.gate import lane_token
+from worker.gate import COOLING, lane_token
 
 if TYPE_CHECKING:
     from worker.runtime import Runtime
@@ -23,15 +23,14 @@ class Busy(Exception):
 
 
 async def borrowed(rt: Runtime, mailbox: str, work: Callable[[], Awaitable[T]]) -> T:
-    """Runs `work` while no worker sends from this mailbox. Raises Busy, redis.RedisError."""
-    lane = lane_token()
-    slot = f"{lane}-0"
+    """Runs `work` in a slot of this mailbox. Raises Busy, redis.RedisError."""
+    slot = f"doctor-{lane_token()}"
     give_up = time.monotonic() + PATIENCE
     while True:
-        grant = await rt.gate.ask(mailbox, lane, wanted=[slot])
+        grant = await rt.gate.visit(mailbox, slot, rt.settings.lease.total_seconds())
         if grant.count:
             break
-        if grant.word == "cooling":
+        if grant.word == COOLING and grant.wait:
             raise Busy(f"it rests for {grant.wait.total_seconds():.0f} s after an error")
         if time.monotonic() > give_up:
             raise Busy("a worker is sending from it all the time")
@@ -39,5 +38,4 @@ async def borrowed(rt: Runtime, mailbox: str, work: Callable[[], Awaitable[T]]) 
     try:
         return await work()
     finally:
-        await rt.gate.ask(mailbox, lane, wanted=[], given_back=[slot])
-        await rt.gate.leave(mailbox, lane)
+        await rt.gate.give_back(mailbox, slot)

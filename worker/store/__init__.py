@@ -19,6 +19,7 @@ from worker.store.arrivals import BatchSeen, Chunk, Head
 from worker.store.contents import Contents
 from worker.store.control import Control
 from worker.store.engine import make_engine, newest_revision, revision, upgrade
+from worker.store.history import History
 from worker.store.mailboxes import Mailboxes
 from worker.store.sending import Sending, ToClaim, ToRecord
 from worker.store.statements import due_queues
@@ -37,6 +38,8 @@ class Seen:
 
     queue_id: str
     batch_id: str
+    priority: int
+    shared: bool  #: of a pool: what returns to its queue is free for any of the mailboxes
     template: Mapping[str, Any] | None
     due: list[Due]
 
@@ -50,6 +53,7 @@ class Store(Transactions):
         self.contents = Contents(engine)
         self.control = Control(engine)
         self.mailboxes = Mailboxes(engine)
+        self.history = History(engine)
 
     def look(
         self, mailbox: str, pools: Mapping[str, Sequence[str]], turns: Mapping[str, int], count: int
@@ -69,7 +73,8 @@ class Store(Transactions):
                     share=members.index(mailbox) if mailbox in members else 0,
                 )  # fmt: skip
                 if due:
-                    return Seen(row["id"], row["batch_id"], row["template"], due)
+                    return Seen(row["id"], row["batch_id"], row["priority"],
+                                row["target_kind"] == "pool", row["template"], due)  # fmt: skip
                 empty.append((row["id"], row["revision"]))
         for queue_id, seen in empty:
             self._do(partial(chores.correct_queue, queue_id=queue_id, revision=seen))

@@ -64,7 +64,7 @@ def end_leases(connection: Connection, *, resend: bool, max_attempts: int) -> in
         .returning(
             messages.c.id, messages.c.fence, messages.c.batch_id, messages.c.queue_id,
             messages.c.mailbox, messages.c.worker, messages.c.token_ends_at,
-            messages.c.recipients, messages.c.size, messages.c.state,
+            messages.c.recipients, messages.c.size, messages.c.external, messages.c.state,
         )
     ).mappings().all()  # fmt: skip
     if ended:
@@ -81,7 +81,7 @@ def _lost(row: Any) -> dict[str, Any]:
         "outcome": "unknown", "code": "LeaseExpired",
         "detail": "the worker that had claimed it was not heard of again",
         "token_ends_at": row["token_ends_at"], "recipients": row["recipients"],
-        "size": row["size"],
+        "size": row["size"], "external": row["external"],
     }  # fmt: skip
 
 

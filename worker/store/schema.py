@@ -206,6 +206,7 @@ attempts = Table(
         name="outcome",
     ),
     Index("ix_attempts_mailbox_at", "mailbox", "at"),
+    _partial("ix_attempts_external", "external > 0", "at"),
 )
 
 events = Table(

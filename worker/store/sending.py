@@ -43,6 +43,7 @@ class ToClaim:
     worker: str
     lease: float  #: seconds
     token_left: float  #: seconds until the bearer token that will be used ends
+    external: int = 0  #: recipients outside the organisation
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class ToRecord:
     verdict: Verdict
     token_left: float
     clears: bool = False  #: an acceptance that ends what SQL holds against the mailbox
+    external: int = 0
 
 
 class Sending:
@@ -94,6 +96,7 @@ class Sending:
             {
                 "id": c.id,
                 "size": c.size,
+                "external": c.external,
                 "mailbox": c.mailbox,
                 "worker": c.worker,
                 "lease": c.lease,
@@ -197,7 +200,7 @@ def _row(r: ToRecord) -> dict[str, Any]:
     answer = r.outcome.answer
     return {
         "id": r.id, "fence": r.fence, "batch_id": r.batch_id, "mailbox": r.mailbox,
-        "worker": r.worker, "recipients": r.recipients, "size": r.size,
+        "worker": r.worker, "recipients": r.recipients, "size": r.size, "external": r.external,
         "outcome": type(r.outcome).__name__.lower(), "status": answer.status,
         "code": _plain(answer.code), "detail": _plain(answer.detail),
         "request_id": _plain(answer.request_id),

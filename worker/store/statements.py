@@ -136,6 +136,7 @@ def claim_statement(dialect: str) -> Any:
         dialect,
         id=Id,
         size=Integer(),
+        external=Integer(),
         mailbox=Text(),
         worker=Text(),
         lease=Float(),
@@ -155,6 +156,7 @@ def claim_statement(dialect: str) -> Any:
             fence=messages.c.fence + 1,
             attempts=messages.c.attempts + 1,
             size=rows.c.size,
+            external=rows.c.external,
             mailbox=rows.c.mailbox,
             worker=rows.c.worker,
             lease_until=after(rows.c.lease),
@@ -239,7 +241,7 @@ def attempts_statement(dialect: str) -> Any:
         dialect, id=Id, fence=Integer(), late=Boolean(), batch_id=Id, mailbox=Text(),
         worker=Text(), outcome=Text(), status=Integer(), code=Text(), detail=Text(),
         request_id=Text(), client_request_id=Text(), retry_after=Float(), duration=Float(),
-        token_left=Float(), recipients=Integer(), size=Integer(),
+        token_left=Float(), recipients=Integer(), size=Integer(), external=Integer(),
     )  # fmt: skip
     c = rows.c
     chosen = select(
@@ -260,12 +262,13 @@ def attempts_statement(dialect: str) -> Any:
         after(c.token_left),
         c.recipients,
         c.size,
+        c.external,
         now(),
     ).where(literal(True))  # SQLite cannot parse INSERT ... SELECT ... ON CONFLICT without WHERE
     names = [
         "message_id", "fence", "late", "batch_id", "mailbox", "worker", "outcome", "status",
         "code", "detail", "request_id", "client_request_id", "retry_after", "duration",
-        "token_ends_at", "recipients", "size", "at",
+        "token_ends_at", "recipients", "size", "external", "at",
     ]  # fmt: skip
     return insert_for(dialect)(attempts).from_select(names, chosen).on_conflict_do_nothing()
 
