@@ -250,7 +250,7 @@ local function look_at_slots(owner, lease_until)
       redis.call('HSET', slots, all[i], slot_text(expiry, whose, cost))
       fly(all[i], expiry, cost)
     end
-    if expiry < now then
+    if expiry <= now then
       late[#late + 1] = {expiry, all[i]}
     else
       used = used + 1
@@ -261,7 +261,7 @@ local function look_at_slots(owner, lease_until)
   table.sort(late, function(a, b) return a[1] < b[1] or (a[1] == b[1] and a[2] < b[2]) end)
   for _, one in ipairs(late) do give_back(one[2], one[1], 2) end
   if span[EXTERNAL] >= 0 then
-    local gone = redis.call('ZRANGEBYSCORE', flying, '-inf', '(' .. plain(now), 'WITHSCORES')
+    local gone = redis.call('ZRANGEBYSCORE', flying, '-inf', plain(now), 'WITHSCORES')
     for i = 1, #gone, 2 do
       local id, n = string.match(gone[i], '^(.*)|(%d+)$')
       land(id, tonumber(n))
@@ -287,14 +287,14 @@ end
 -- What keeps a cost out: the limit and for how long, or nothing.
 local NAMES = {'requests', 'messages', 'recipients', 'upload', 'external'}
 local function binds(used, costs, first, cost)
-  if used >= most_slots then return 'slots', (first or now) + 1 - now end
+  if used >= most_slots then return 'slots', (first or now + 1) - now end
   local name, longest_wait
   for w = 1, WINDOWS do
     if span[w] >= 0 then
       if cost[w] > amount[w] then return NAMES[w], -1 end
       local surplus = costs[w] + sum_of(w) + cost[w] - amount[w]
       if cost[w] > 0 and surplus > 0 then
-        local wait = until_forgotten(w, surplus) or (first or now) + 1 - now
+        local wait = until_forgotten(w, surplus) or (first or now + 1) - now
         if not name or wait > longest_wait then name, longest_wait = NAMES[w], wait end
       end
     end

@@ -234,7 +234,7 @@ class Book:
 
     def settle(self, now: int) -> None:
         """Ends slots whose time is over, as if all of their cost had been used just then."""
-        late = sorted((s.until, n) for n, s in self.slots.items() if s.until < now)
+        late = sorted((s.until, n) for n, s in self.slots.items() if s.until <= now)
         for until, name in late:
             self._count(until, self.slots.pop(name).cost)
         for window in self.windows.values():
@@ -248,7 +248,7 @@ class Book:
     def _binds(self, now: int, cost: Cost, high: bool) -> tuple[Limit | None, int | None]:
         """The limit that keeps this cost out for the longest, and for how long."""
         if len(self.slots) >= self.limits.slots:
-            return Limit.SLOTS, min(s.until for s in self.slots.values()) + 1 - now
+            return Limit.SLOTS, min(s.until for s in self.slots.values()) - now
         worst: tuple[Limit | None, int | None] = (None, 0)
         for limit, window in self.windows.items():
             rate = self.limits.rate(limit)
@@ -261,7 +261,7 @@ class Book:
             if need and surplus > 0:
                 wait = window.wait(now, surplus)
                 if wait is None:  # what is in flight must land first
-                    wait = min((s.until for s in self.slots.values()), default=now) + 1 - now
+                    wait = min((s.until for s in self.slots.values()), default=now + 1) - now
                 if worst[0] is None or wait > (worst[1] or 0):
                     worst = (limit, wait)
         return worst

@@ -20,6 +20,7 @@ import httpx
 import jwt
 from cryptography.x509 import load_pem_x509_certificate
 from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
 
 from worker.doctor.lane import Busy, borrowed
 from worker.doctor.values import Check, Visit, failed, passed, skipped, warned
@@ -276,6 +277,8 @@ def _ask(visit: Visit, name: str, address: str) -> Outcome | Check:
         return warned(name, f"{address}: {busy}", "run it again when the mailbox is idle")
     except RedisError as error:
         return skipped(name, f"Redis does not answer ({type(error).__name__})")
+    except (InvalidSettings, SQLAlchemyError):
+        return skipped(name, "the gate needs the database, to know what was sent lately")
 
 
 async def post(visit: Visit, address: str, body: bytes) -> Outcome:
