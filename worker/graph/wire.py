@@ -31,7 +31,7 @@ from worker.policy import LEASE_NEARLY_OVER, classify
 CONNECT_TIMEOUT = 10.0  # seconds, for TCP and TLS together
 BODY_TIMEOUT = 5.0  # seconds: the body of an error is for people, the status has decided
 BODY_LIMIT = 64 * 1024
-LAST_LOOK = 0.1  # seconds, after the request timeout, for what has already arrived
+LAST_LOOK = 0.5  # seconds, after the request timeout, for what has already arrived
 #: Idle connections are closed before common servers do (5 s): a request that goes out on a
 #: connection just being closed is lost, and leaves its message in doubt.
 KEEPALIVE = 4.0
