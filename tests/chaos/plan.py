@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,7 @@ class Plan:
         chance = random.Random(f"faults {self.seed}")
         kinds = [kind for kind, count in self.counts().items() for _ in range(count)]
         chance.shuffle(kinds)
+        kinds.sort(key=_early(chance, len(kinds)))
         servers = _in_turn(chance)
         return [
             Fault(
@@ -85,6 +87,12 @@ class Fault:
     slot: int  #: which worker, where one is meant
     server: str  #: which line, where one is meant
     strength: float  #: in [0, 1): how long it lasts, within what its kind allows
+
+
+def _early(chance: random.Random, count: int) -> Callable[[str], float]:
+    """Producers are killed while they are at work: in the first half."""
+    places = itertools.count()
+    return lambda kind: chance.uniform(0, count / 2) if kind == "producer_kill" else next(places)
 
 
 def _target(chance: random.Random) -> dict[str, str]:
