@@ -106,6 +106,9 @@ class Settings(BaseSettings):
         timedelta(seconds=300), description="a token is renewed this long before its end"
     )
     max_attempts: int = Field(6, ge=1, le=1000, description="tries of a message")
+    max_failures: int = Field(
+        50, ge=0, description="rejections in a row that pause a batch; 0 or off: none do"
+    )
     max_age: Duration = Field(
         timedelta(hours=24), description="how long a message may wait after it became due"
     )
@@ -153,6 +156,11 @@ class Settings(BaseSettings):
     def _domains(cls, value: Any) -> frozenset[str]:
         names = value.split(",") if isinstance(value, str) else value
         return frozenset(name.strip().lower() for name in names if name.strip())
+
+    @field_validator("max_failures", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return 0 if str(value).strip().lower() == "off" else value
 
     @field_validator("authority", "graph_url")
     @classmethod

@@ -77,6 +77,7 @@ def _unseen(batch_id: str, waiting: Mapping[str, Any]) -> dict[str, Any]:
         "counts": {str(state): 0 for state in State},
         "target": head["target"], "target_kind": head["target_kind"],
         "created_at": head["created_at"], "finished_at": None, "rate_per_minute": 0,
+        "paused_reason": None,
     }  # fmt: skip
 
 

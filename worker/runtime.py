@@ -102,7 +102,8 @@ class Runtime:
     def store(self) -> Store:
         """SQL."""
         url = self.settings.require_database_url()
-        return Store(make_engine(url, self.settings.db_schema))
+        engine = make_engine(url, self.settings.db_schema)
+        return Store(engine, max_failures=self.settings.max_failures)
 
     def pools(self) -> Mapping[str, list[str]]:
         """All pools: those of the settings win over those in SQL."""

@@ -33,6 +33,7 @@ class Call:
     send_at: datetime | None = None
     expires_at: datetime | None = None
     on_finished: str | None = None
+    max_failures: int | None = None
 
     def header(self) -> dict[str, Any]:
         """What makes two calls the same, besides template and messages; as JSON."""
@@ -61,7 +62,9 @@ def check_key(key: object) -> list[Problem]:
 def check_call(
     given: Mapping[str, Any], *, now: datetime, known_pool: Callable[[str], bool]
 ) -> tuple[Call, list[Problem]]:
-    """`given`: sender, pool, name, priority, send_at, expires_at, on_invalid, on_finished."""
+    """`given`: sender, pool, name, priority, send_at, expires_at, on_invalid, on_finished,
+    max_failures.
+    """
     good: dict[str, Any] = {}
     problems: list[Problem] = []
     checks: dict[str, Callable[[Any], Any]] = {
@@ -71,6 +74,7 @@ def check_call(
         "expires_at": lambda v: _instant(v, now),
         "on_finished": _task,
         "on_invalid": _mode,
+        "max_failures": _max_failures,
     }
     for path, check in checks.items():
         try:
@@ -126,6 +130,16 @@ def _task(value: object) -> str:
     if not isinstance(value, str) or not _TASK.match(value):
         raise Refused("TASK_NAME", f"{shown(value)} is not the name of a Celery task")
     return value
+
+
+def _max_failures(value: object) -> int:
+    """A number, or its text as a command line has it; `off` is 0."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if text == "off":
+        return 0
+    if not isinstance(text, str) or not re.fullmatch(r"\d{1,6}", text, re.ASCII):
+        raise Refused("MAX_FAILURES", f"{shown(text)}: give 1 to 999999, or off")
+    return int(text)
 
 
 def _instant(value: object, now: datetime) -> datetime:

@@ -118,6 +118,7 @@ def show(found: Mapping[str, Any]) -> None:
     """A status for people."""
     output.pairs({
         "batch": found["batch_id"], "name": found["name"], "state": found["state"],
+        "paused": found["paused_reason"],
         "total": found["total"], **{k: n for k, n in found["counts"].items() if n},
         "per minute": found["rate_per_minute"] or None,
         "seconds to go": found["eta"],

@@ -39,6 +39,7 @@ class _Order:
     priority: str
     idempotency_key: str | None
     skip_invalid: bool
+    max_failures: str | None
 
 
 def send(  # noqa: PLR0913  (one for each option)
@@ -55,6 +56,9 @@ def send(  # noqa: PLR0913  (one for each option)
     ] = None,
     priority: Annotated[str, typer.Option(help="high, normal or bulk.")] = "normal",
     encoding: Annotated[str, typer.Option(help="The encoding of the CSV.")] = "utf-8",
+    max_failures: Annotated[
+        str | None, typer.Option(help="Pause after so many rejections in a row; off: never.")
+    ] = None,
     skip_invalid: Annotated[
         bool, typer.Option("--skip-invalid", help="Leave bad rows out, send the others.")
     ] = False,
@@ -67,7 +71,7 @@ def send(  # noqa: PLR0913  (one for each option)
     _check_usage(sender, pool, html, text, priority)
     template = Template(subject, html=_read(html, "--html"), text=_read(text, "--text"))
     order = _Order(csv, encoding, template, sender, pool, name, priority, idempotency_key,
-                   skip_invalid)  # fmt: skip
+                   skip_invalid, max_failures)  # fmt: skip
     with runtime() as rt:
         if dry_run:
             _dry_run(rt, order, json=json)
@@ -121,7 +125,7 @@ def _send(rt: Runtime, order: _Order, *, json: bool) -> None:
         receipt = Client(lambda: rt).enqueue(
             file, sender=order.sender, pool=order.pool, name=order.name, template=order.template,
             priority=order.priority, idempotency_key=order.idempotency_key,
-            on_invalid="skip" if order.skip_invalid else "raise",
+            on_invalid="skip" if order.skip_invalid else "raise", max_failures=order.max_failures,
         )  # fmt: skip
     except InvalidMessages as error:
         raise _refused(file, error.problems, json=json) from None
@@ -191,7 +195,8 @@ def _call_problems(rt: Runtime, order: _Order) -> list[Problem]:
     """What is wrong with the call apart from its rows."""
     from worker.checks import check_call, check_key
 
-    given = {"sender": order.sender, "pool": order.pool, "name": order.name}
+    given = {"sender": order.sender, "pool": order.pool, "name": order.name,
+             "max_failures": order.max_failures}  # fmt: skip
     _, problems = check_call(given, now=rt.inbox.now(), known_pool=lambda p: p in rt.pools())
     key = order.idempotency_key
     return [*problems, *(check_key(key) if key is not None else [])]

@@ -69,16 +69,18 @@ class Client(Control):
         idempotency_key: str | None = None,
         on_invalid: Literal["raise", "skip"] = "raise",
         on_finished: str | None = None,
+        max_failures: int | str | None = None,
     ) -> Receipt:  # fmt: skip
         """Checks all messages, then appends them as one batch; a repeat with its key adds nothing.
 
         A Problem among the messages stands for a row that its reader could not read.
+        `max_failures`: so many rejections in a row pause the batch, instead of MAX_FAILURES.
         Raises InvalidMessages, IdempotencyConflict, InboxFull, Unavailable.
         """
         rt = self._runtime()
         given = {"sender": sender, "pool": pool, "name": name, "priority": priority,
                  "send_at": send_at, "expires_at": expires_at, "on_invalid": on_invalid,
-                 "on_finished": on_finished}  # fmt: skip
+                 "on_finished": on_finished, "max_failures": max_failures}  # fmt: skip
         batch_id = _batch_id(idempotency_key)
         now = rt.inbox.now(batch_id)
         call, problems = checks.check_call(

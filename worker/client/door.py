@@ -40,7 +40,8 @@ class Door:
         """What ingest needs to know of the batch."""
         call = self._call
         return _json({**call.header(), "name": call.name, "template": self._source,
-                      "on_finished": call.on_finished, "created_at": now.isoformat()})  # fmt: skip
+                      "on_finished": call.on_finished, "max_failures": call.max_failures,
+                      "created_at": now.isoformat()})  # fmt: skip
 
     def check(self, row: int, given: object) -> Checked | list[Problem]:
         """One message, checked by itself and against the template."""

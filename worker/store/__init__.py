@@ -47,9 +47,10 @@ class Seen:
 class Store(Transactions):
     """All statements that are not on the hot path, and the look that starts it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, max_failures: int | None = None) -> None:
+        """`max_failures`: so many rejections in a row pause a batch; None or 0: none do."""
         super().__init__(engine)
-        self.sending = Sending(engine.dialect.name)
+        self.sending = Sending(engine.dialect.name, max_failures)
         self.contents = Contents(engine)
         self.control = Control(engine)
         self.mailboxes = Mailboxes(engine)

@@ -49,7 +49,7 @@ class Head:
             priority=Priority(head["priority"]),
             chunks=known["chunks"], total=known["messages"], created_at=created, due_at=due,
             deadline_at=expires or due + max_age, template=head.get("template"),
-            options={"on_finished": head.get("on_finished")},
+            options={name: head.get(name) for name in ("on_finished", "max_failures")},
         )  # fmt: skip
 
     @property

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, func, literal, or_, select
 
 from worker.model import BatchState, State
 from worker.store.clock import after
+from worker.store.mailboxes import POSTROOM
 from worker.store.schema import attempts, batches, chunks, events, messages
 
 #: How many rows an export reads in one go.
@@ -49,7 +50,23 @@ def status(connection: Connection, batch_id: str) -> dict[str, Any] | None:
         "target": row["target"], "target_kind": row["target_kind"],
         "created_at": row["created_at"], "finished_at": row["finished_at"],
         "rate_per_minute": _rate(connection, batch_id),
+        "paused_reason": _paused_reason(connection, row),
     }  # fmt: skip
+
+
+def _paused_reason(connection: Connection, row: Any) -> str | None:
+    """Why it is paused, and by whom if not by ourselves; None where it is not."""
+    if state_of(row) is not BatchState.PAUSED:
+        return None
+    event = connection.execute(
+        select(events.c.by, events.c.why)
+        .where(events.c.batch_id == row["id"], events.c.kind == "pause")
+        .order_by(events.c.id.desc())
+        .limit(1)
+    ).one_or_none()
+    if event is None or event.by == POSTROOM:
+        return event.why if event else None
+    return f"paused by {event.by}" + (f": {event.why}" if event.why else "")
 
 
 def _rate(connection: Connection, batch_id: str) -> int:

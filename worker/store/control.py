@@ -210,7 +210,7 @@ def requeue(
         touched.update(done)
     if requeued:
         _make_due(connection, touched, age)
-        _set(connection, batch_id, finished_at=None)
+        _set(connection, batch_id, finished_at=None, rejections=0)
         _tell(connection, "retry", batch_id, by, why, {"requeued": requeued, **(detail or {})})
     found = counts(connection, batch_id)
     found[State.QUEUED] -= requeued

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -15,7 +15,8 @@ from sqlalchemy import (
     select,
 )
 
-from worker.model import Due, Outcome, State, Verdict
+from worker.model import Due, Outcome, Rejected, State, Verdict
+from worker.store import rejections
 from worker.store.clock import after
 from worker.store.mailboxes import note, refusal
 from worker.store.schema import attempts
@@ -68,7 +69,9 @@ class ToRecord:
 class Sending:
     """The statements of sending, compiled once for one database."""
 
-    def __init__(self, dialect: str) -> None:
+    def __init__(self, dialect: str, max_failures: int | None = None) -> None:
+        """`max_failures`: so many rejections in a row pause a batch; None or 0: none do."""
+        self._max_failures = max_failures
         self._peek = peek_statement()
         self._claim = claim_statement(dialect)
         self._record = record_statement(dialect)
@@ -115,7 +118,9 @@ class Sending:
         `sent`.
         """
         rows = json.dumps([_row(r) for r in sorted(results, key=lambda r: r.id)])
-        done = {(row.id, row.fence) for row in connection.execute(self._record, {"rows": rows})}
+        found = connection.execute(self._record, {"rows": rows})
+        before = {(row.id, row.fence): row.rejections for row in found}
+        done = set(before)
         told = self._told(connection, [r for r in results if (r.id, r.fence) not in done])
         fresh = [r for r in results if (r.id, r.fence) in done]
         late = [r for r in results if (r.id, r.fence) not in done and _told_as(r) not in told]
@@ -124,6 +129,7 @@ class Sending:
         proofs = [_row(r) for r in late if r.verdict.state is State.SENT]
         if proofs:
             connection.execute(self._evidence, {"rows": json.dumps(proofs)})
+        self._count_rejections(connection, fresh, before)
         self._wake_queues(connection, [r for r in fresh if r.verdict.state is State.QUEUED])
         self._tend(connection, fresh, late)
         return done | {key[:2] for key, was_late in told.items() if not was_late}
@@ -149,6 +155,18 @@ class Sending:
         if results:
             rows = [_row(r) | {"late": late} for r in results]
             connection.execute(self._attempts, {"rows": json.dumps(rows)})
+
+    def _count_rejections(
+        self, connection: Connection, fresh: Sequence[ToRecord],
+        before: Mapping[tuple[str, int], int],
+    ) -> None:  # fmt: skip
+        """The batches' rows, before their queues' as at an arrival: nobody waits crosswise."""
+        ends = [r for r in fresh if rejections.counts(r.outcome, r.verdict)]
+        changed = {r.batch_id for r in ends
+                   if isinstance(r.outcome, Rejected) or before[r.id, r.fence]}  # fmt: skip
+        for batch_id in sorted(changed):
+            outcomes = [r.outcome for r in ends if r.batch_id == batch_id]
+            rejections.note(connection, batch_id, outcomes, self._max_failures)
 
     def _wake_queues(self, connection: Connection, requeued: Sequence[ToRecord]) -> None:
         soonest: dict[str, float] = {}

@@ -73,6 +73,12 @@ def taken_back(batch_id: ColumnElement[Any]) -> ColumnElement[bool]:
     return exists().where(its.c.id == batch_id, its.c.cancelled_at.is_not(None))
 
 
+def rejections_of(batch_id: ColumnElement[Any]) -> ColumnElement[Any]:
+    """How many messages of the batch were rejected in a row."""
+    its = batches.alias("counted_batch")
+    return select(its.c.rejections).where(its.c.id == batch_id).scalar_subquery()
+
+
 def due_queues(mailbox: str, pools: Sequence[str]) -> Select[Any]:
     """The queues that this mailbox may serve now, best priority first."""
     mine = and_(queues.c.target_kind == "mailbox", queues.c.target == mailbox)
@@ -195,6 +201,7 @@ def record_statement(dialect: str) -> Any:
         request_id=Text(),
     )
     doubt = or_(messages.c.doubt, rows.c.doubt)
+    rejections = rejections_of(messages.c.batch_id).label("rejections")
     sent = rows.c.state == State.SENT
     return (
         update(messages)
@@ -215,7 +222,7 @@ def record_statement(dialect: str) -> Any:
             request_id=func.coalesce(rows.c.request_id, messages.c.request_id),
             sent_at=case((sent, now()), else_=None),
         )
-        .returning(messages.c.id, messages.c.fence)
+        .returning(messages.c.id, messages.c.fence, rejections)
     )
 
 
