@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from worker import checks, report, runtime, templates
@@ -83,9 +84,8 @@ class Client(Control):
                  "on_finished": on_finished, "max_failures": max_failures}  # fmt: skip
         batch_id = _batch_id(idempotency_key)
         now = rt.inbox.now(batch_id)
-        call, problems = checks.check_call(
-            given, now=now, known_pool=lambda pool: is_pool(rt, pool, batch_id)
-        )
+        known = partial(is_pool, rt, batch_id=batch_id)
+        call, problems = checks.check_call(given, now=now, known_pool=known)
         source, compiled, wrong = open_template(template)
         if problems or wrong:
             raise InvalidMessages([*problems, *wrong])
