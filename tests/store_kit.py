@@ -160,7 +160,8 @@ def retry_in(connection: Connection, batch_id: str) -> None:
 
 def chunk(head: Head, number: int, positions: Any, digest: str | None = None) -> Chunk:
     """A chunk with one row a position."""
-    rows = [(n, 1, f"user{n}@example.com", {"to": [f"user{n}@example.com"]}) for n in positions]
+    rows = [(n, 1, f"user{n}@example.com", {"to": [{"address": f"user{n}@example.com"}]})
+            for n in positions]  # fmt: skip
     return Chunk(head.id, number, digest or f"{number:064}", rows)
 
 

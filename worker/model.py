@@ -219,6 +219,9 @@ class Due:
     tries: int
     doubt: bool
     fence: int
+    #: In lower case; none of them may be suppressed at the claim. Empty where that is ignored.
+    addresses: Sequence[str] = ()
+    left_out: Sequence[str] = ()  #: places of suppressed recipients, which `content` lacks
 
 
 @dataclass(frozen=True, slots=True)

@@ -267,7 +267,7 @@ class Lane:
         lease, left = rules.lease.total_seconds(), token.ends_at - began
         claimed = await self.deps.writer.claim([
             ToClaim(p.due.id, p.size, self.mailbox, self.deps.worker, lease, left,
-                    p.cost.external)
+                    p.cost.external, p.due.addresses)
             for p in ready
         ])  # fmt: skip
         deadline = min(

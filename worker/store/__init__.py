@@ -7,7 +7,7 @@ is one short transaction; nothing is held between calls.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from worker.store.history import History
 from worker.store.mailboxes import Mailboxes
 from worker.store.sending import Sending, ToClaim, ToRecord
 from worker.store.statements import due_queues
+from worker.store.suppressions import Suppressions
 from worker.store.transactions import Transactions
 from worker.store.writer import Writer
 
@@ -55,6 +56,7 @@ class Store(Transactions):
         self.control = Control(engine)
         self.mailboxes = Mailboxes(engine)
         self.history = History(engine)
+        self.suppressions = Suppressions(engine)
 
     def look(
         self, mailbox: str, pools: Mapping[str, Sequence[str]], turns: Mapping[str, int], count: int
@@ -62,8 +64,19 @@ class Store(Transactions):
         """The next due messages that this mailbox may send; None if there are none.
 
         Of the queues with the best priority, the one with the fewest turns is served. A queue that
-        turns out to be empty is corrected, so that nobody looks there in vain again.
+        turns out to be empty is corrected, so that nobody looks there in vain again. A message
+        whose recipients are all suppressed ends here.
         """
+        while (seen := self._look(mailbox, pools, turns, count)) is not None:
+            if any(one.left_out for one in seen.due):
+                self.suppressions.end([one for one in seen.due if one.left_out])
+            if due := [one for one in seen.due if one.addresses or not one.left_out]:
+                return replace(seen, due=due)
+        return None
+
+    def _look(
+        self, mailbox: str, pools: Mapping[str, Sequence[str]], turns: Mapping[str, int], count: int
+    ) -> Seen | None:
         with self._reading() as connection:
             rows = connection.execute(due_queues(mailbox, list(pools))).mappings().all()
             empty = []
@@ -74,6 +87,8 @@ class Store(Transactions):
                     share=members.index(mailbox) if mailbox in members else 0,
                 )  # fmt: skip
                 if due:
+                    if not row["options"].get("ignore_suppressions"):
+                        due = self.suppressions.sift(connection, due)
                     return Seen(row["id"], row["batch_id"], row["priority"],
                                 row["target_kind"] == "pool", row["template"], due)  # fmt: skip
                 empty.append((row["id"], row["revision"]))

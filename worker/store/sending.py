@@ -45,6 +45,7 @@ class ToClaim:
     lease: float  #: seconds
     token_left: float  #: seconds until the bearer token that will be used ends
     external: int = 0  #: recipients outside the organisation
+    addresses: Sequence[str] = ()  #: in lower case; if one is suppressed, there is no claim
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,7 @@ class Sending:
                 "worker": c.worker,
                 "lease": c.lease,
                 "token_left": c.token_left,
+                "addresses": list(c.addresses),
             }
             for c in sorted(wanted, key=lambda c: c.id)
         ]

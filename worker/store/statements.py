@@ -37,7 +37,17 @@ from sqlalchemy.sql.selectable import FromClause
 
 from worker.model import State
 from worker.store.clock import after, now
-from worker.store.schema import Id, attempts, batches, is_in, mailboxes, messages, queues
+from worker.store.schema import (
+    Id,
+    Json,
+    attempts,
+    batches,
+    is_in,
+    mailboxes,
+    messages,
+    queues,
+    suppressions,
+)
 
 
 def given(dialect: str, **columns: Any) -> FromClause:
@@ -79,6 +89,15 @@ def rejections_of(batch_id: ColumnElement[Any]) -> ColumnElement[Any]:
     return select(its.c.rejections).where(its.c.id == batch_id).scalar_subquery()
 
 
+def suppressed(dialect: str, addresses: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether one of the addresses, a JSON array, is not to be written to."""
+    if dialect == "postgresql":
+        each = func.jsonb_array_elements_text(addresses).table_valued("value", name="one")
+    else:
+        each = func.json_each(addresses).table_valued("value", name="one")
+    return exists().where(suppressions.c.address == each.c.value)
+
+
 def due_queues(mailbox: str, pools: Sequence[str]) -> Select[Any]:
     """The queues that this mailbox may serve now, best priority first."""
     mine = and_(queues.c.target_kind == "mailbox", queues.c.target == mailbox)
@@ -92,6 +111,7 @@ def due_queues(mailbox: str, pools: Sequence[str]) -> Select[Any]:
             queues.c.target,
             batches.c.id.label("batch_id"),
             batches.c.template,
+            batches.c.options,
         )
         .join(batches, batches.c.id == queues.c.batch_id)
         .where(or_(mine, ours), queues.c.next_due_at <= now(), running(queues.c.batch_id))
@@ -147,6 +167,7 @@ def claim_statement(dialect: str) -> Any:
         worker=Text(),
         lease=Float(),
         token_left=Float(),
+        addresses=Json if dialect == "postgresql" else Text(),
     )
     return (
         update(messages)
@@ -156,6 +177,7 @@ def claim_statement(dialect: str) -> Any:
             messages.c.due_at <= now(),
             messages.c.deadline_at > now(),
             running(messages.c.batch_id),
+            ~suppressed(dialect, rows.c.addresses),
         )
         .values(
             state=State.SENDING,
