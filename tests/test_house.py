@@ -92,7 +92,7 @@ def settings_table() -> str:
 def shown(default: object) -> str:
     """A default as one would write it."""
     match default:
-        case None | {}:
+        case None | {} | frozenset():
             return ""
         case timedelta():
             seconds = int(default.total_seconds())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.store_kit import MAILBOX, SENT, Kit, opened, to_record
+from tests.store_kit import FAILED, MAILBOX, SENT, Kit, opened, to_record
 from worker.model import OnUnknown
-from worker.sweep import mailboxes_of, sweep
+from worker.sweep import mailboxes_of, sweep, tell_ends
 
 
 @pytest.fixture
@@ -95,3 +95,49 @@ def test_a_pool_is_served_by_its_members_and_a_mailbox_by_itself() -> None:
     assert mailboxes_of([("mailbox", "c@x.org")], pools) == ["c@x.org"]
     assert mailboxes_of([("pool", "news"), ("mailbox", "a@x.org")], pools) == ["a@x.org", "b@x.org"]
     assert mailboxes_of([("pool", "gone")], pools) == []
+
+
+def ended(kit: Kit, **options: str) -> str:
+    """A batch of one that was sent, and has finished."""
+    head, one, fence = kit.claimed(options=options)
+    kit.record(to_record(head, one, fence, SENT))
+    assert kit.look() is None
+    assert len(kit.store.finish_batches()) == 1
+    return head.id
+
+
+def test_an_application_is_told_of_an_end_until_it_was_told(kit: Kit) -> None:
+    """Once where all goes well; again where the broker was away or the sweep died in between."""
+    calls: list[tuple[str, str, int]] = []
+    answers = [False, True]
+
+    def tell(task: str, batch_id: str, counts: Mapping[str, int]) -> bool:
+        calls.append((task, batch_id, counts["sent"]))
+        return answers.pop(0)
+
+    ended(kit)
+    batch_id = ended(kit, on_finished="billing.done")
+
+    assert [tell_ends(kit.store, tell) for _ in range(3)] == [0, 1, 0]
+    assert calls == [("billing.done", batch_id, 1)] * 2
+
+
+def test_a_batch_that_was_reopened_is_told_of_its_next_end(kit: Kit) -> None:
+    """A retry makes it run again: the first word was not the last."""
+    calls: list[str] = []
+
+    def tell(_task: str, batch_id: str, _counts: Mapping[str, int]) -> bool:
+        calls.append(batch_id)
+        return True
+
+    head, one, fence = kit.claimed(options={"on_finished": "billing.done"})
+    kit.record(to_record(head, one, fence, FAILED))
+    for state in ("failed", "sent"):
+        assert kit.look() is None
+        assert len(kit.store.finish_batches()) == 1
+        assert tell_ends(kit.store, tell) == 1
+        if state == "failed":
+            kit.store.retry(head.id, include_unknown=False, by="ada", why=None, age=3600)
+            assert tell_ends(kit.store, tell) == 0
+            kit.record(to_record(head, one, kit.claim([one])[one], SENT))
+    assert calls == [head.id] * 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from celery import Celery
@@ -138,4 +138,32 @@ class Bell:
             )
         except (OperationalError, RedisError, OSError):
             return False
+        return True
+
+
+class Callback:
+    """Calls tasks of the application's own, in its queue: another Celery, without our prefix."""
+
+    def __init__(self, broker_url: str, queue: str) -> None:
+        self._queue = queue
+        self._app = Celery("postroom-callback", broker=celery_url(broker_url), set_as_current=False)
+        self._app.conf.update(
+            task_serializer="json",
+            task_ignore_result=True,
+            broker_connection_timeout=2,
+            broker_transport_options={"socket_connect_timeout": 2, "socket_timeout": 5},
+        )
+
+    def finished(self, task: str, batch_id: str, counts: Mapping[str, int]) -> bool:
+        """Sends `task(batch_id, counts)`; False where the broker does not take it."""
+        try:
+            self._app.send_task(
+                task, args=[batch_id, dict(counts)], queue=self._queue, retry=False,
+                ignore_result=True,
+            )  # fmt: skip
+        except (OperationalError, RedisError, OSError) as error:
+            log.warning("batch %s: %s could not be told of its end (%s); trying again",
+                        batch_id, task, type(error).__name__)  # fmt: skip
+            return False
+        log.info("batch %s: %s was told of its end", batch_id, task)
         return True

@@ -23,12 +23,16 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from worker.checks import Refused
+from worker.checks.addresses import address
 from worker.limits import Limits, Rate
 from worker.model import InvalidSettings, OnUnknown
+from worker.staging import Staging
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)?\s*$", re.IGNORECASE)
 #: Variables of ours that are no settings: which redis-server demo and tests start.
 _OTHERS = frozenset({"POSTROOM_REDIS_SERVER"})
+_DOMAIN = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+\Z")
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -42,7 +46,17 @@ def duration(text: Any) -> timedelta:
     return timedelta(seconds=float(match[1]) * _UNITS[(match[2] or "s").lower()])
 
 
+def domains(text: Any) -> frozenset[str]:
+    """`example.com, example.org` in lower case."""
+    given = text.split(",") if isinstance(text, str) else text
+    found = frozenset(one.strip().lower().removeprefix("@") for one in given if one.strip())
+    if bad := next((one for one in found if not _DOMAIN.match(one)), None):
+        raise ValueError(f"{bad[:64]!a} is no domain; give e.g. example.com,example.org")
+    return found
+
+
 Duration = Annotated[timedelta, NoDecode]
+Domains = Annotated[frozenset[str], NoDecode]
 
 
 class Settings(BaseSettings):
@@ -115,6 +129,16 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = Field(
         None, description="Fernet key(s), comma-separated: encrypts the token in Redis"
     )
+    redirect_to: str | None = Field(
+        None, description="staging: all mail goes to this address, its recipients in the subject"
+    )
+    allowed_domains: Domains = Field(
+        frozenset(), description="staging: comma-separated; mail to other domains is refused"
+    )
+    on_finished_broker: str | None = Field(
+        None, description="broker of the application that on_finished calls [REDIS_URL]", repr=False
+    )
+    on_finished_queue: str = Field("celery", description="the queue in which it listens")
     inbox_budget: int = Field(
         256 * 1024 * 1024, ge=1024, description="bytes that may wait in the inbox"
     )
@@ -151,12 +175,6 @@ class Settings(BaseSettings):
         Rate.parse(value)
         return value.strip()
 
-    @field_validator("internal_domains", mode="before")
-    @classmethod
-    def _domains(cls, value: Any) -> frozenset[str]:
-        names = value.split(",") if isinstance(value, str) else value
-        return frozenset(name.strip().lower() for name in names if name.strip())
-
     @field_validator("max_failures", mode="before")
     @classmethod
     def _off(cls, value: Any) -> Any:
@@ -168,6 +186,19 @@ class Settings(BaseSettings):
         if not value.startswith("https://"):
             raise ValueError("must begin with https://")
         return value.rstrip("/")
+
+    @field_validator("redirect_to")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        try:
+            return address(value) if value else None
+        except Refused as refused:
+            raise ValueError(f"is no address: {refused.detail}") from None
+
+    @field_validator("internal_domains", "allowed_domains", mode="before")
+    @classmethod
+    def _domains(cls, value: Any) -> frozenset[str]:
+        return domains(value)
 
     @field_validator("pools")
     @classmethod
@@ -207,6 +238,11 @@ class Settings(BaseSettings):
             external=Rate.parse(self.tenant_external_rate),
             reserve_high=self.reserve_high,
         )
+
+    @cached_property
+    def staging(self) -> Staging:
+        """What keeps this environment from writing to real people."""
+        return Staging(self.redirect_to, self.allowed_domains)
 
     @cached_property
     def graph_scope(self) -> str:

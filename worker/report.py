@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 
 from worker.inbox import Inbox
 from worker.model import BatchState, NotFound, State, Unavailable
+from worker.staging import Staging
 from worker.store import Store
 
 #: Every worker keeps such a key, its name behind it, alive while it ticks.
@@ -21,8 +22,9 @@ _WAITING = (State.QUEUED, State.SENDING)
 
 
 def status(
-    store: Store, inbox: Inbox, batch_id: str, pools: Mapping[str, Sequence[str]] | None = None
-) -> dict[str, Any]:
+    store: Store, inbox: Inbox, batch_id: str, pools: Mapping[str, Sequence[str]] | None = None,
+    staging: Staging | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """State, total, counts, blocked mailboxes, rate and `eta` (seconds; None: cannot be said).
 
     Known from the moment `enqueue` returned: what still lies in the inbox counts as queued. Redis
@@ -41,6 +43,7 @@ def status(
     return found | {
         "blocked": store.mailboxes.suspended(_mailboxes(store, found, pools)),
         "eta": round(60 * remaining / rate) if rate and remaining else None,
+        "staging": staging.document() if staging else None,
     }
 
 

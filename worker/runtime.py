@@ -25,7 +25,7 @@ from worker.store import Store, Writer, make_engine
 if TYPE_CHECKING:  # imported where they are built: a producer needs none of Microsoft's side
     from redis.asyncio import Redis as AsyncRedis
 
-    from worker.broker import Bell
+    from worker.broker import Bell, Callback
     from worker.gate import Gate, Past
     from worker.graph import Graph
     from worker.limits import Limits
@@ -84,6 +84,14 @@ class Runtime:
         from worker.broker import Bell, make_app
 
         return Bell(make_app(self.settings.redis_url))
+
+    @cached_property
+    def callback(self) -> Callback:
+        """The way to the application's own tasks."""
+        from worker.broker import Callback
+
+        broker = self.settings.on_finished_broker or self.settings.redis_url
+        return Callback(broker, self.settings.on_finished_queue)
 
     def ring_ingest(self) -> None:
         """Something lies in the inbox."""

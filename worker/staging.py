@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+#: The code of a message whose recipient ALLOWED_DOMAINS does not allow.
+RCPT_POLICY = "RCPT_POLICY"
 _FIELDS = ("to", "cc", "bcc")
 MOST_SUBJECT = 255  # characters
 #: So many of the original addresses are named in the subject.
@@ -40,6 +42,9 @@ class Staging:
         return "; ".join(told)
 
 
+NO_STAGING = Staging()
+
+
 def addresses(content: Mapping[str, Any]) -> list[str]:
     """All addresses that a message goes to, in its order."""
     return [one["address"] for field in _FIELDS for one in content.get(field) or ()]
@@ -50,12 +55,27 @@ def stranger(address: str, allowed: Collection[str]) -> bool:
     return bool(allowed) and address.rpartition("@")[2].lower() not in allowed
 
 
-def redirected(
-    content: Mapping[str, Any], subject: str, address: str
+def staged(
+    staging: Staging, content: Mapping[str, Any], subject: str
 ) -> tuple[Mapping[str, Any], str]:
-    """The message to `address` alone, its original recipients in the subject."""
+    """Content and subject as they are to be sent: to REDIRECT_TO alone, where that is set.
+
+    Its original recipients then stand before the subject.
+    """
+    if not staging.redirect_to:
+        return content, subject
     original = addresses(content)
     more = f" +{len(original) - _NAMED}" if len(original) > _NAMED else ""
     told = f"[to {', '.join(original[:_NAMED])}{more}] {subject}"
     kept = {field: value for field, value in content.items() if field not in _FIELDS}
-    return {**kept, "to": [{"address": address}]}, told[:MOST_SUBJECT]
+    return {**kept, "to": [{"address": staging.redirect_to}]}, told[:MOST_SUBJECT]
+
+
+def refusal(staging: Staging, content: Mapping[str, Any]) -> str | None:
+    """Why the message may not be sent from here; None where it may."""
+    allowed = staging.allowed_domains
+    bad = next((a for a in addresses(content) if stranger(a, allowed)), None)
+    if bad is None:
+        return None
+    # Of the address only what the reason needs: details go into logs and audit.
+    return f"the domain {bad.rpartition('@')[2][:64]} is not among ALLOWED_DOMAINS"

@@ -34,6 +34,22 @@ def sweep(
             "batches": len(batches)}  # fmt: skip
 
 
+def tell_ends(store: Store, tell: Callable[[str, str, Mapping[str, int]], bool]) -> int:
+    """Tells applications of their finished batches: `tell(task, batch_id, counts)`; how many knew.
+
+    A batch is marked only when `tell` succeeded: a crash in between tells it once more, and one
+    before it loses nothing.
+    """
+    done = 0
+    for batch in store.untold():
+        status = store.batch_status(batch["id"]) or {"counts": {}}
+        if not tell(batch["options"]["on_finished"], batch["id"], status["counts"]):
+            break  # the same broker would not take the others
+        store.told(batch["id"])
+        done += 1
+    return done
+
+
 def mailboxes_of(
     targets: Iterable[tuple[str, str]], pools: Mapping[str, Iterable[str]]
 ) -> list[str]:

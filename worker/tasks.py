@@ -30,7 +30,7 @@ from worker.ingest import ingest
 from worker.logs import dress, scrubbed
 from worker.model import InvalidSettings, OnUnknown, State
 from worker.report import ALIVE, BEAT
-from worker.sweep import mailboxes_of, sweep
+from worker.sweep import mailboxes_of, sweep, tell_ends
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def _deps(rt: runtime.Runtime) -> Deps:
     s = rt.settings
     rules = Rules(
         lease=s.lease, request_timeout=s.request_timeout, max_attempts=s.max_attempts,
-        on_unknown=s.on_unknown, internal_domains=s.internal_domains,
+        on_unknown=s.on_unknown, internal_domains=s.internal_domains, staging=s.staging,
     )  # fmt: skip
     return Deps(
         store=rt.store, writer=rt.writer, gate=rt.gate, graph=rt.graph, tokens=rt.tokens,
@@ -154,10 +154,11 @@ def _ingest(rt: runtime.Runtime) -> dict[str, int]:
 
 
 def _sweep(rt: runtime.Runtime) -> dict[str, int]:
-    return sweep(
+    done = sweep(
         rt.store, on_unknown=rt.settings.on_unknown, max_attempts=rt.settings.max_attempts,
         wake=lambda targets: _wake(rt, targets, news=False), finished=rt.bell.finish,
     )  # fmt: skip
+    return done | {"told": tell_ends(rt.store, rt.callback.finished)}
 
 
 def _wake(rt: runtime.Runtime, targets: Sequence[tuple[str, str]], *, news: bool) -> None:
@@ -268,6 +269,8 @@ def _check_settings(**_: Any) -> None:
         rt.settings.identity()
         rt.settings.credential()
         rt.settings.require_database_url()
+        if rt.settings.staging:
+            log.warning("staging: %s", rt.settings.staging)
         if rt.settings.on_unknown is OnUnknown.RECONCILE:
             log.warning("ON_UNKNOWN=reconcile: looking into mailboxes is not built yet, so what "
                         "may have been sent is held until a person settles it")  # fmt: skip

@@ -31,6 +31,8 @@ def upgrade() -> None:
     _add_searches()
     # When the application was told that the batch had finished; anew at each finish.
     op.add_column("batches", sa.Column("told_at", Instant, nullable=True))
+    batches = sa.table("batches", sa.column("finished_at", Instant), sa.column("told_at", Instant))
+    op.execute(batches.update().values(told_at=batches.c.finished_at))
     _partial("ix_batches_untold", "batches", ["id"], UNTOLD)
     _add_contents()
     # In a row: refusals suspend a mailbox, rejections pause a batch.

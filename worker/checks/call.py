@@ -34,10 +34,12 @@ class Call:
     expires_at: datetime | None = None
     on_finished: str | None = None
     max_failures: int | None = None
+    ignore_suppressions: bool = False  #: a legal notice goes to everyone
 
     def header(self) -> dict[str, Any]:
         """What makes two calls the same, besides template and messages; as JSON."""
-        return {
+        heedless = {"ignore_suppressions": True} if self.ignore_suppressions else {}
+        return heedless | {
             "target_kind": self.target_kind, "target": self.target, "priority": int(self.priority),
             "send_at": self.send_at.isoformat() if self.send_at else None,
             "expires_at": self.expires_at.isoformat() if self.expires_at else None,
@@ -63,7 +65,7 @@ def check_call(
     given: Mapping[str, Any], *, now: datetime, known_pool: Callable[[str], bool]
 ) -> tuple[Call, list[Problem]]:
     """`given`: sender, pool, name, priority, send_at, expires_at, on_invalid, on_finished,
-    max_failures.
+    max_failures, ignore_suppressions.
     """
     good: dict[str, Any] = {}
     problems: list[Problem] = []
@@ -75,6 +77,7 @@ def check_call(
         "on_finished": _task,
         "on_invalid": _mode,
         "max_failures": _max_failures,
+        "ignore_suppressions": _yes_or_no,
     }
     for path, check in checks.items():
         try:
@@ -90,6 +93,7 @@ def check_call(
     if problems:
         return Call(), problems
     good["priority"] = Priority.NORMAL if good["priority"] is None else good["priority"]
+    good["ignore_suppressions"] = bool(good["ignore_suppressions"])
     return Call(**good), []
 
 
@@ -124,6 +128,12 @@ def _mode(value: object) -> str:
     if value not in ("raise", "skip"):
         raise Refused("ON_INVALID", f"{shown(value)} is not one of raise, skip")
     return str(value)
+
+
+def _yes_or_no(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise Refused("TYPE", f"expected true or false, got {shown(value)}")
+    return value
 
 
 def _task(value: object) -> str:

@@ -14,6 +14,7 @@ from worker.checks.attachments import IN_REQUEST, Keep, attachments
 from worker.checks.text import Refused, body, line, shown
 from worker.checks.values import headers, variables
 from worker.model import Message, Problem
+from worker.staging import RCPT_POLICY, stranger
 
 MOST_SUBJECT = 255  # characters
 MOST_BODY = 1_000_000  # bytes in UTF-8
@@ -33,6 +34,7 @@ class Rules:
     template: bool = False  #: bodies and, where a message gives none, subjects come from it
     needs_sent_copy: bool = False  #: doubt is settled by the copy in Sent Items
     keep: Keep | None = None  #: where the contents of attachments go; None: nowhere
+    allowed_domains: frozenset[str] = frozenset()  #: if any, mail goes to these alone
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ def check(number: int, given: object, rules: Rules) -> Checked | list[Problem]:
     message = _message(row, given)
     if message is None:
         return row.problems
-    count = _recipients(row, message)
+    count = _recipients(row, message, rules)
     _subject_and_body(row, message, rules)
     if message.variables or type(message.variables) is not dict:
         row.take("variables", lambda: variables(message.variables))
@@ -103,7 +105,7 @@ def _message(row: _Row, given: object) -> Message | None:
     return None if unknown else Message(**{"to": None, **given})
 
 
-def _recipients(row: _Row, message: Message) -> int:
+def _recipients(row: _Row, message: Message, rules: Rules) -> int:
     """Takes all addresses; how many the message counts as (reply_to counts for nothing)."""
     seen: dict[str, int] = {}
     before = len(row.problems)
@@ -113,12 +115,20 @@ def _recipients(row: _Row, message: Message) -> int:
             first = seen.setdefault(one["address"].lower(), nth)
             if first != nth:
                 row.refuse("RCPT_DUP", path, f"{shown(one['address'])} repeats recipient {first}")
+            if stranger(one["address"], rules.allowed_domains):
+                _not_allowed(row, path, one["address"], rules.allowed_domains)
     if not seen and len(row.problems) == before:
         row.refuse("RCPT_NONE", "to", "at least one recipient is needed in to, cc or bcc")
     if len(seen) > MOST_RECIPIENTS:
         row.refuse("RCPT_MAX", "to", f"{len(seen)} recipients, most is {MOST_RECIPIENTS}")
     _addresses(row, message, "reply_to")
     return len(seen)
+
+
+def _not_allowed(row: _Row, path: str, address: str, allowed: frozenset[str]) -> None:
+    known = ", ".join(sorted(allowed)[:5])
+    detail = f"{shown(address.rpartition('@')[2])} is not allowed here (ALLOWED_DOMAINS: {known})"
+    row.refuse(RCPT_POLICY, path, detail)
 
 
 def _addresses(row: _Row, message: Message, path: str) -> list[dict[str, str]]:

@@ -14,6 +14,7 @@ import typer
 from worker.cli import output
 from worker.cli.doors import NO_WORKER, Json, an_id, migrated, workers
 from worker.model import BatchState, State
+from worker.staging import Staging
 
 if TYPE_CHECKING:
     from worker.runtime import Runtime
@@ -110,7 +111,8 @@ def status_of(rt: Runtime, batch_id: str) -> dict[str, Any]:
     """The status document. Raises NotFound."""
     from worker import report
 
-    found = report.status(rt.store, rt.inbox, an_id(batch_id, "batch"), rt.pools())
+    wanted = an_id(batch_id, "batch")
+    found = report.status(rt.store, rt.inbox, wanted, rt.pools(), rt.settings.staging)
     return found | {"workers": workers(rt)}
 
 
@@ -128,6 +130,9 @@ def show(found: Mapping[str, Any]) -> None:
             f"blocked: {one['mailbox']}: {one['reason']} ({one['code']}) "
             f"since {output.time_text(one['since'])}"
         )
+
+    if found["staging"]:
+        output.say(f"staging: {Staging(**found['staging'])}")
 
 
 def _wait(rt: Runtime, batch_id: str, *, quiet: bool) -> dict[str, Any]:

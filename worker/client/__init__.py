@@ -71,9 +71,14 @@ class Client(Control):
         on_invalid: Literal["raise", "skip"] = "raise",
         on_finished: str | None = None,
         max_failures: int | str | None = None,
+        ignore_suppressions: bool = False,
+        by: str = "api",
     ) -> Receipt:  # fmt: skip
         """Checks all messages, then appends them as one batch; a repeat with its key adds nothing.
 
+        `ignore_suppressions`: for legal notices; an event says so, and `by` whom.
+        `on_finished`: the name of a Celery task of the application's own, called with the batch's
+        id and its counts when it has finished, at least once.
         A Problem among the messages stands for a row that its reader could not read.
         `max_failures`: so many rejections in a row pause the batch, instead of MAX_FAILURES.
         Raises InvalidMessages, IdempotencyConflict, InboxFull, Unavailable.
@@ -81,17 +86,12 @@ class Client(Control):
         rt = self._runtime()
         given = {"sender": sender, "pool": pool, "name": name, "priority": priority,
                  "send_at": send_at, "expires_at": expires_at, "on_invalid": on_invalid,
-                 "on_finished": on_finished, "max_failures": max_failures}  # fmt: skip
+                 "on_finished": on_finished, "max_failures": max_failures,
+                 "ignore_suppressions": ignore_suppressions}  # fmt: skip
         batch_id = _batch_id(idempotency_key)
         now = rt.inbox.now(batch_id)
-        known = partial(is_pool, rt, batch_id=batch_id)
-        call, problems = checks.check_call(given, now=now, known_pool=known)
-        source, compiled, wrong = open_template(template)
-        if problems or wrong:
-            raise InvalidMessages([*problems, *wrong])
         with _file() as file, _keeper(rt) as keeper:
-            reconciles = rt.settings.on_unknown is OnUnknown.RECONCILE
-            door = Door(call, source, compiled, reconciles, keeper)
+            door = _door(rt, given, template, batch_id, now, by, keeper)
             spool = Spool(file, door.identity())
             rejected = door.pass_through(messages, spool, every=on_invalid == "skip")
             if on_invalid == "raise" and rejected:
@@ -112,9 +112,10 @@ class Client(Control):
     ) -> list[templates.Rendered]:
         """The first `count` messages as they would be sent. Raises InvalidMessages."""
         source, compiled, wrong = open_template(template)
+        allowed = self._runtime().settings.allowed_domains
         shown: list[templates.Rendered] = []
         with _keeper(self._runtime()) as keeper:
-            door = Door(Call(), source, compiled, needs_sent_copy=False, keeper=keeper)
+            door = Door(Call(), source, compiled, False, keeper, allowed)
             for row, given in enumerate(itertools.islice(rows(messages), count), start=1):
                 found = door.check(row, given)
                 if isinstance(found, Checked):
@@ -131,7 +132,9 @@ class Client(Control):
         Raises NotFound, Unavailable.
         """
         rt, batch_id = self._runtime(), known_id(batch_id)
-        found: dict[str, Any] = ask(lambda: report.status(rt.store, rt.inbox, batch_id, rt.pools()))
+        found: dict[str, Any] = ask(
+            lambda: report.status(rt.store, rt.inbox, batch_id, rt.pools(), rt.settings.staging)
+        )
         return found
 
     def messages(self, batch_id: str) -> Iterator[dict[str, Any]]:
@@ -151,6 +154,20 @@ def _file() -> Any:
 def _keeper(rt: Runtime) -> Iterator[Keeper]:
     with _file() as contents:
         yield Keeper(contents, rt.settings.attachment_root)
+
+
+def _door(
+    rt: Runtime, given: Mapping[str, Any], template: object, batch_id: str, now: datetime, by: str,
+    keeper: Keeper,
+) -> Door:  # fmt: skip
+    """The door for one call. Raises InvalidMessages where the call itself is wrong."""
+    known = partial(is_pool, rt, batch_id=batch_id)
+    call, problems = checks.check_call(given, now=now, known_pool=known)
+    source, compiled, wrong = open_template(template)
+    if problems or wrong:
+        raise InvalidMessages([*problems, *wrong])
+    reconciles = rt.settings.on_unknown is OnUnknown.RECONCILE
+    return Door(call, source, compiled, reconciles, keeper, rt.settings.allowed_domains, by)
 
 
 def _append(

@@ -23,14 +23,15 @@ class Door:
     def __init__(
         self, call: Call, source: Mapping[str, Any] | None,
         compiled: templates.Compiled | None, needs_sent_copy: bool, keeper: Keeper | None = None,
+        allowed_domains: frozenset[str] = frozenset(), by: str = "api",
     ) -> None:  # fmt: skip
         self._call = call
         self._keeper = keeper
         self._source = source
         self._compiled = compiled
-        self._rules = checks.Rules(
-            source is not None, needs_sent_copy, keeper.take if keeper else None
-        )
+        keep = keeper.take if keeper else None
+        self._rules = checks.Rules(source is not None, needs_sent_copy, keep, allowed_domains)
+        self._by = by
 
     def identity(self) -> bytes:
         """What makes two calls the same, besides their messages."""
@@ -41,7 +42,7 @@ class Door:
         call = self._call
         return _json({**call.header(), "name": call.name, "template": self._source,
                       "on_finished": call.on_finished, "max_failures": call.max_failures,
-                      "created_at": now.isoformat()})  # fmt: skip
+                      "by": self._by, "created_at": now.isoformat()})  # fmt: skip
 
     def check(self, row: int, given: object) -> Checked | list[Problem]:
         """One message, checked by itself and against the template."""

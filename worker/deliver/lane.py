@@ -202,8 +202,9 @@ class Lane:
         while self._seen and self._buffer and len(self._ready) < room:
             due = self._buffer.popleft()
             self._ready.append(
-                prepare(due, self._seen.template, shared=self._seen.shared, internal=self._inside())
-            )
+                prepare(due, self._seen.template, shared=self._seen.shared, internal=self._inside(),
+                        staging=self.deps.rules.staging)
+            )  # fmt: skip
         return [self._ready.popleft() for _ in range(min(room, len(self._ready)))]
 
     def _inside(self) -> frozenset[str]:

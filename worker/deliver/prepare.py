@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from worker import templates
@@ -10,22 +11,36 @@ from worker.deliver.values import Prepared, attached
 from worker.graph import payload
 from worker.limits import Cost, outside
 from worker.model import Answer, Due, Rejected
+from worker.staging import NO_STAGING, RCPT_POLICY, Staging, addresses, refusal, staged
 
 
 def prepare(
-    due: Due, template: Mapping[str, Any] | None, *, shared: bool, internal: frozenset[str]
-) -> Prepared:
-    """The request of a message; a template that fails is the message's own rejection."""
-    content = due.content
+    due: Due, template: Mapping[str, Any] | None, *, shared: bool, internal: frozenset[str],
+    staging: Staging = NO_STAGING,
+) -> Prepared:  # fmt: skip
+    """The request of a message; what may not be sent at all is the message's own rejection."""
     try:
-        shown = templates.render(template, content)
+        shown = templates.render(template, due.content)
+        if staging:
+            due, shown = _staged(staging, due, shown)
     except templates.TemplateProblem as problem:
         refused = Rejected(Answer(code=problem.code, detail=problem.detail))
         return Prepared(due, shared, b"", Cost(0), refused)
+    content = due.content
     body = payload(
         content, message_id=due.id, subject=shown.subject, html=shown.html, text=shown.text
     )
-    addresses = (one["address"] for kind in ("to", "cc", "bcc") for one in content.get(kind) or ())
     size = len(body) + attached(content)
-    cost = Cost(1, 1, due.recipients, size, outside(addresses, internal))
+    cost = Cost(1, 1, due.recipients, size, outside(addresses(content), internal))
     return Prepared(due, shared, body, cost, shown=shown)
+
+
+def _staged(
+    staging: Staging, due: Due, shown: templates.Rendered
+) -> tuple[Due, templates.Rendered]:
+    """The message as this test environment may send it. Raises TemplateProblem if it may not."""
+    if (why := refusal(staging, due.content)) is not None:
+        raise templates.TemplateProblem(RCPT_POLICY, "to", why)
+    content, subject = staged(staging, due.content, shown.subject)
+    count = len(addresses(content))
+    return replace(due, content=content, recipients=count), replace(shown, subject=subject)

@@ -12,6 +12,7 @@ from worker.gate import Gate
 from worker.graph import Graph
 from worker.limits import Cost
 from worker.model import Due, OnUnknown, Outcome
+from worker.staging import NO_STAGING, Staging
 from worker.store import Store, Writer
 from worker.templates import Rendered
 from worker.tokens import Tokens
@@ -35,6 +36,7 @@ class Rules:
     max_attempts: int
     on_unknown: OnUnknown
     internal_domains: frozenset[str] = frozenset()  #: none: those of the senders
+    staging: Staging = NO_STAGING
 
 
 @dataclass(frozen=True, slots=True)

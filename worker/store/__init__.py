@@ -122,6 +122,15 @@ class Store(Transactions):
         """Finishes the batches of which nothing is queued or sending; gives them."""
         return self._do(chores.finish_batches)
 
+    def untold(self) -> list[Any]:
+        """Finished batches whose application is to be told: id and options."""
+        with self._reading() as connection:
+            return chores.untold(connection)
+
+    def told(self, batch_id: str) -> None:
+        """The application was told that this batch has finished."""
+        self._do(lambda c: chores.told(c, batch_id))
+
     def due_targets(self) -> list[tuple[str, str]]:
         """(kind, target) of the queues with due work."""
         with self._reading() as connection:

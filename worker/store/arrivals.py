@@ -16,6 +16,9 @@ from worker.store.clock import now
 from worker.store.schema import batches, chunks, events, messages, queues
 from worker.store.statements import insert_for
 
+#: What a batch's head says that is kept as it is.
+OPTIONS = ("on_finished", "max_failures", "ignore_suppressions", "by")
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -49,7 +52,7 @@ class Head:
             priority=Priority(head["priority"]),
             chunks=known["chunks"], total=known["messages"], created_at=created, due_at=due,
             deadline_at=expires or due + max_age, template=head.get("template"),
-            options={name: head.get(name) for name in ("on_finished", "max_failures")},
+            options={name: head.get(name) for name in OPTIONS},
         )  # fmt: skip
 
     @property
@@ -95,7 +98,9 @@ def arrive(connection: Connection, heads: Iterable[Head], arrived: Sequence[Chun
                 touched.add(head.id)
     for batch_id in sorted(touched):
         _wake_queue(connection, known[batch_id])
-    return [known[b] for b in _seal(connection, sorted({c.batch_id for c in arrived}))]
+    whole = [known[b] for b in _seal(connection, sorted({c.batch_id for c in arrived}))]
+    _tell_of_heedless(connection, whole)
+    return whole
 
 
 def _write(connection: Connection, chunk: Chunk, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -203,6 +208,14 @@ def _seal(connection: Connection, ids: Sequence[str]) -> list[str]:
         .returning(batches.c.id)
     )
     return [row.id for row in sealed]
+
+
+def _tell_of_heedless(connection: Connection, whole: Sequence[Head]) -> None:
+    """That a batch goes to suppressed recipients too is on the audit, once."""
+    rows = [{"batch_id": head.id, "by": head.options.get("by") or "api"}
+            for head in whole if head.options.get("ignore_suppressions")]  # fmt: skip
+    if rows:
+        connection.execute(insert(events).values(at=now(), kind="ignore_suppressions"), rows)
 
 
 def seen(connection: Connection, batch_id: str) -> BatchSeen | None:

@@ -19,6 +19,7 @@ from sqlalchemy import (
     union_all,
     update,
 )
+from sqlalchemy.sql.elements import ColumnElement
 
 from worker.model import State
 from worker.store.clock import now
@@ -197,10 +198,36 @@ def finish_batches(connection: Connection) -> list[Any]:
     ended = connection.execute(
         update(batches)
         .where(b.id.in_(ids), over)
-        .values(finished_at=now())
+        .values(finished_at=now(), told_at=case((_nobody_waits(), now()), else_=None))
         .returning(batches.c.id, batches.c.name, batches.c.options)
     )  # fmt: skip
     return list(ended.mappings())
+
+
+def _nobody_waits() -> ColumnElement[bool]:
+    """Whether no task of the application's is to be told of the batch's end."""
+    task: ColumnElement[str] = batches.c.options["on_finished"].as_string()
+    return task.is_(None)
+
+
+def untold(connection: Connection) -> list[Any]:
+    """Finished batches whose application does not know yet: id and options of some of them."""
+    rows = connection.execute(
+        select(batches.c.id, batches.c.options)
+        .where(batches.c.finished_at.is_not(None), batches.c.told_at.is_(None))
+        .order_by(batches.c.id)
+        .limit(STEP)
+    )
+    return list(rows.mappings())
+
+
+def told(connection: Connection, batch_id: str) -> None:
+    """The application knows that the batch has finished, unless it was reopened meanwhile."""
+    connection.execute(
+        update(batches)
+        .where(batches.c.id == batch_id, batches.c.finished_at.is_not(None))
+        .values(told_at=now())
+    )
 
 
 def due_targets(connection: Connection) -> list[tuple[str, str]]:
