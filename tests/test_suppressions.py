@@ -87,7 +87,7 @@ def test_a_message_in_doubt_ends_unknown_and_not_suppressed(kit: Kit) -> None:
     """It may have been sent before its recipient was suppressed."""
     head, one, fence = kit.claimed()
     kit.record(to_record(head, one, fence, IN_DOUBT))
-    kit.store.retry(head.id, include_unknown=True, by="x", why=None, age=3600)
+    kit.retry(head.id, include_unknown=True)
     suppress(kit, "user1@example.com")
 
     assert kit.look() is None

@@ -137,7 +137,7 @@ def test_a_batch_that_was_reopened_is_told_of_its_next_end(kit: Kit) -> None:
         assert len(kit.store.finish_batches()) == 1
         assert tell_ends(kit.store, tell) == 1
         if state == "failed":
-            kit.store.retry(head.id, include_unknown=False, by="ada", why=None, age=3600)
+            kit.retry(head.id)
             assert tell_ends(kit.store, tell) == 0
             kit.record(to_record(head, one, kit.claim([one])[one], SENT))
     assert calls == [head.id] * 2
