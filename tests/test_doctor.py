@@ -17,7 +17,8 @@ import trustme
 from tests.support import Processes, free_port, wait_until
 from worker.config import Settings
 from worker.doctor import Check, Status, Visit, examine, letter, microsoft, servers, service
-from worker.doctor.words import ENTRA, explain
+from worker.doctor.words import explain
+from worker.meanings.entra import ENTRA
 from worker.model import Answer, Found, Message, Unknown
 from worker.report import ALIVE, BEAT
 from worker.runtime import Runtime
@@ -131,8 +132,8 @@ def test_people_read_each_check_with_what_to_do_below_it(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     lines = done.stdout.splitlines()
-    at = lines.index("FAIL  credential: the application is disabled (AADSTS7000112)")
-    assert lines[at + 1].startswith("        -> in Entra: Enterprise applications")
+    at = lines.index("FAIL  credential: The application is disabled. (AADSTS7000112)")
+    assert lines[at + 1].startswith("        -> In Entra: Enterprise applications")
     assert "ok    settings: all that is needed is set" in lines
 
 
@@ -328,6 +329,7 @@ def test_clocks_that_differ_are_told_and_matter_to_assertions(
     """A certificate's assertion has times in it; a secret has none."""
     if signs:
         monkeypatch.delenv("POSTROOM_CLIENT_SECRET")
+        monkeypatch.setenv("POSTROOM_CLIENT_CERTIFICATE", "a certificate")
     rt = Runtime(Settings.from_env())
     visit = Visit(rt, redis_works=True, tables_work=True, microsofts_clock=apart)
     [check] = servers.clocks(visit)
@@ -338,17 +340,17 @@ def test_clocks_that_differ_are_told_and_matter_to_assertions(
 # ---- Microsoft ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", sorted(ENTRA))
+@pytest.mark.parametrize("code", sorted(ENTRA))
 def test_each_refusal_of_entra_is_told_in_plain_words(
-    doctor: Doctor, entra: Simulator, number: int
+    doctor: Doctor, entra: Simulator, code: str
 ) -> None:
     """With its number, and the one thing to do."""
-    body = {"error": "invalid_client", "error_codes": [number],
-            "error_description": f"AADSTS{number}: words of Entra"}  # fmt: skip
+    body = {"error": "invalid_client", "error_codes": [int(code.removeprefix("AADSTS"))],
+            "error_description": f"{code}: words of Entra"}  # fmt: skip
     entra.fault("token_status", 0, status=401, body=body)
     checks = doctor(mailbox=SENDER)
-    assert_says(checks["credential"], Status.FAIL, *ENTRA[number])
-    assert f"AADSTS{number}" in checks["credential"].detail
+    assert_says(checks["credential"], Status.FAIL, ENTRA[code].text, ENTRA[code].advice)
+    assert code in checks["credential"].detail
     assert checks["mailbox"].status is Status.SKIP
 
 
@@ -365,14 +367,15 @@ def test_what_is_wrong_with_the_application_is_told(
     """As Entra itself says it, asked afresh at each visit."""
     assert doctor()["credential"].status is Status.OK
     entra.settings(**change)
-    assert_says(doctor()["credential"], Status.FAIL, ENTRA[number][0], ENTRA[number][1])
+    known = ENTRA[f"AADSTS{number}"]
+    assert_says(doctor()["credential"], Status.FAIL, known.text, known.advice)
 
 
 @pytest.mark.parametrize(
     ("code", "detail", "meaning", "fix"),
     [
         ("AADSTS4711", "some words", "some words", "https://login.microsoftonline.com/error?code=4711"),
-        ("HTTP502", "", "login answered 502", "run the doctor again"),
+        ("HTTP502", "", "login answered 502", "Run the doctor again"),
         ("ConnectError", "[SSL: CERTIFICATE_VERIFY_FAILED] x", "not trusted", "POSTROOM_CA_BUNDLE"),
         ("ConnectError", "no route", "login cannot be reached: no route", "HTTPS_PROXY"),
         ("ValueError", "Unable to load PEM", "Unable to load PEM", "POSTROOM_AUTHORITY"),
@@ -421,6 +424,8 @@ def test_a_certificate_that_cannot_be_read_is_named(
     """The credential then fails in MSAL's words."""
     monkeypatch.delenv("POSTROOM_CLIENT_SECRET")
     monkeypatch.setenv("POSTROOM_CLIENT_CERTIFICATE", "no PEM")
+    assert_says(doctor()["settings"], Status.FAIL, "POSTROOM_CLIENT_CERTIFICATE cannot be read")
+    monkeypatch.setenv("POSTROOM_CLIENT_CERTIFICATE", "-----BEGIN nothing")
     checks = doctor()
     assert_says(checks["certificate"], Status.FAIL, "cannot be read", "one PEM")
     assert checks["credential"].status is Status.FAIL
@@ -430,7 +435,9 @@ def test_a_token_without_roles_is_no_failure(doctor: Doctor, entra: Simulator) -
     """With RBAC for Applications the scope stands in Exchange, not in the token."""
     entra.settings(mail_send=False)
     checks = doctor(mailbox=SENDER)
-    assert_says(checks["roles"], Status.WARN, "carries no Mail.Send (Mail.Read)", "step 3")
+    assert_says(
+        checks["roles"], Status.WARN, "carries no Mail.Send (Mail.Read, Mail.ReadWrite)", "step 3"
+    )
     assert_says(checks["mailbox"], Status.FAIL, "access is denied (ErrorAccessDenied)", "step")
 
 
@@ -438,7 +445,7 @@ def test_looking_into_mailboxes_needs_its_role(
     doctor: Doctor, entra: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ON_UNKNOWN=reconcile without Mail.Read settles nothing."""
-    entra.settings(mail_read=False)
+    entra.settings(mail_read=False, mail_read_write=False)
     assert doctor()["roles"].status is Status.OK
     monkeypatch.setenv("POSTROOM_ON_UNKNOWN", "reconcile")
     assert_says(doctor()["roles"], Status.WARN, "needs Mail.Read", "step 2")
@@ -541,7 +548,7 @@ def test_a_mail_that_may_not_be_looked_for_is_left_to_a_person(
     doctor: Doctor, entra: Simulator
 ) -> None:
     """Without Mail.Read the subject tells which mail it is."""
-    entra.settings(mail_read=False)
+    entra.settings(mail_read=False, mail_read_write=False)
     checks = doctor(mailbox=SENDER, send=True)
     assert_says(checks["letter"], Status.WARN, "without Mail.Read", "Postroom doctor ")
     assert checks["marker on the sent copy"].status is Status.OPEN

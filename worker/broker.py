@@ -91,7 +91,12 @@ def make_app(redis_url: str) -> Celery:
 
 
 def celery_url(redis_url: str) -> str:
-    """What kombu calls a URL that redis-py takes: a Unix socket has another spelling there."""
+    """What kombu calls a URL that redis-py takes.
+
+    A Unix socket has another spelling there, and TLS without options would trust anybody.
+    """
+    if redis_url.startswith("rediss://") and "ssl_cert_reqs=" not in redis_url:
+        return f"{redis_url}{'&' if '?' in redis_url else '?'}ssl_cert_reqs=required"
     if not redis_url.startswith("unix://"):
         return redis_url
     path, _, query = redis_url.removeprefix("unix://").partition("?")

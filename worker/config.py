@@ -25,14 +25,18 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.checks import Refused
 from worker.checks.addresses import address
+from worker.credentials import MANAGED, Assertion, Credential, certificate
 from worker.limits import Limits, Rate
 from worker.model import InvalidSettings, OnUnknown
 from worker.staging import Staging
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)?\s*$", re.IGNORECASE)
+#: Names a directory of files, each called like a variable and holding its value: where Docker and
+#: Kubernetes lay secrets.
+SECRETS_DIR = "POSTROOM_SECRETS_DIR"
 #: Variables of ours that are no settings: which redis-server demo and tests start.
-_OTHERS = frozenset({"POSTROOM_REDIS_SERVER"})
 _DOMAIN = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+\Z")
+_OTHERS = frozenset({SECRETS_DIR, "POSTROOM_REDIS_SERVER"})
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -79,7 +83,21 @@ class Settings(BaseSettings):
     client_certificate: SecretStr | None = Field(
         None, description="private key and certificate in PEM, instead of a secret"
     )
-    client_certificate_file: Path | None = Field(None, description="file that holds them")
+    client_certificate_file: Path | None = Field(
+        None, description="file that holds them in PEM, or a PFX"
+    )
+    client_certificate_password: SecretStr | None = Field(
+        None, description="password of the certificate's key"
+    )
+    client_certificate_password_file: Path | None = Field(
+        None, description="file that holds the password"
+    )
+    federated_token_file: Path | None = Field(
+        None, description="file with the assertion of workload identity federation"
+    )
+    managed_identity: str | None = Field(
+        None, description="Azure's identity: system, or the client id of a user-assigned one"
+    )
     authority: str = Field("https://login.microsoftonline.com", description="Entra's address")
     graph_url: str = Field("https://graph.microsoft.com", description="Graph's address")
     ca_bundle: Path | None = Field(
@@ -156,8 +174,11 @@ class Settings(BaseSettings):
     @classmethod
     def from_env(cls, **changes: Any) -> Self:
         """The settings of this process. Raises InvalidSettings, naming every problem."""
+        secrets = os.environ.get(SECRETS_DIR) or None
+        if secrets and not Path(secrets).is_dir():
+            raise InvalidSettings(f"{SECRETS_DIR} is no directory: {secrets}")
         try:
-            return cls(**changes)
+            return cls(_secrets_dir=secrets, **changes)
         except ValidationError as error:
             raise InvalidSettings("; ".join(_problem(e) for e in error.errors())) from None
 
@@ -224,7 +245,10 @@ class Settings(BaseSettings):
     @property
     def signs(self) -> bool:
         """Whether we sign assertions ourselves, for which this machine's clock must be right."""
-        return self.client_secret is None and self.client_secret_file is None
+        secret = self.client_secret is not None or self.client_secret_file is not None
+        return not secret and (
+            self.client_certificate is not None or self.client_certificate_file is not None
+        )
 
     @cached_property
     def limits(self) -> Limits:
@@ -258,30 +282,58 @@ class Settings(BaseSettings):
             )
         return self.database_url
 
-    def credential(self) -> str | dict[str, str]:
-        """The credential for MSAL, read anew at each call, so that a changed file is seen."""
+    def credential(self) -> Credential:
+        """The credential for MSAL, read anew at each call, so that a changed file is seen.
+
+        Raises InvalidSettings.
+        """
         secret = _read("CLIENT_SECRET", self.client_secret, self.client_secret_file)
         if secret:
             return secret
-        pem = _read("CLIENT_CERTIFICATE", self.client_certificate, self.client_certificate_file)
-        if pem:
-            return {"private_key": pem, "public_certificate": pem}
+        if (found := self._certificate()) is not None:
+            return found
+        if self.federated_token_file is not None:
+            return {"client_assertion": Assertion(self.federated_token_file)}
+        if self.managed_identity:
+            return {MANAGED: self.managed_identity}
         raise InvalidSettings(
-            "neither POSTROOM_CLIENT_SECRET nor POSTROOM_CLIENT_CERTIFICATE "
-            "(nor their _FILE forms) is set"
+            "neither POSTROOM_CLIENT_SECRET nor POSTROOM_CLIENT_CERTIFICATE (nor their _FILE "
+            "forms) nor POSTROOM_FEDERATED_TOKEN_FILE nor POSTROOM_MANAGED_IDENTITY is set"
         )
+
+    def _certificate(self) -> Credential | None:
+        name, given = "CLIENT_CERTIFICATE", self.client_certificate
+        content = given.get_secret_value().encode() if given is not None else None
+        if content is None and self.client_certificate_file is not None:
+            content = _bytes(name, self.client_certificate_file)
+        if not content:
+            return None
+        password = _read(f"{name}_PASSWORD", self.client_certificate_password,
+                         self.client_certificate_password_file)  # fmt: skip
+        try:
+            return certificate(content, password)
+        except ValueError as error:
+            raise InvalidSettings(
+                f"POSTROOM_{name} cannot be read with this password: {error}"
+            ) from None
 
     def certificate_pem(self) -> bytes | None:
         """The client certificate's PEM; None where a secret is used. Raises InvalidSettings."""
         found = self.credential()
-        return None if isinstance(found, str) else found["public_certificate"].encode()
+        pem = None if isinstance(found, str) else found.get("public_certificate")
+        return pem.encode() if isinstance(pem, str) else None
 
     def flower_login(self) -> str | None:
         """NAME:PASSWORD for Flower, where a file holds one. Raises InvalidSettings."""
         return _read("FLOWER_BASIC_AUTH", None, self.flower_basic_auth_file)
 
     def identity(self) -> tuple[str, str]:
-        """Tenant id and client id. Raises InvalidSettings, naming what is absent."""
+        """Tenant id and client id. Raises InvalidSettings, naming what is absent.
+
+        An identity of the platform knows its own.
+        """
+        if self.managed_identity:
+            return self.tenant_id or MANAGED, self.client_id or self.managed_identity
         absent = [
             f"POSTROOM_{name.upper()}"
             for name in ("tenant_id", "client_id")
@@ -297,8 +349,12 @@ def _read(name: str, value: SecretStr | None, file: Path | None) -> str | None:
         return value.get_secret_value().strip()
     if file is None:
         return None
+    return _bytes(name, file).decode(errors="replace").strip()
+
+
+def _bytes(name: str, file: Path) -> bytes:
     try:
-        return file.read_text(encoding="utf-8").strip()
+        return file.read_bytes()
     except OSError as error:
         raise InvalidSettings(f"POSTROOM_{name}_FILE cannot be read: {error.strerror}") from None
 

@@ -66,6 +66,15 @@ class Entry:
     deliveries: int  #: how often it was given to a reader, this time included
 
 
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """What waits in the inbox: chunks, their bytes, and for how many seconds the oldest has."""
+
+    chunks: int
+    bytes: int
+    lag: float
+
+
 class Inbox:
     """The stream's two sides. `redis` must not retry by itself: a script would count twice."""
 
@@ -166,6 +175,15 @@ class Inbox:
     def waiting(self) -> int:
         """How many chunks are in the inbox."""
         return int(self._redis.xlen(STREAM))
+
+    def depth(self) -> Depth:
+        """What waits to become rows. Raises redis.RedisError."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.xlen(STREAM).get(BYTES).xrange(STREAM, count=1).time()
+            chunks, size, first, (seconds, micros) = pipeline.execute()
+        now_ms = seconds * 1000 + micros // 1000
+        since_ms = int(_text(first[0][0]).partition("-")[0]) if first else now_ms
+        return Depth(chunks, int(size or 0), max(0, now_ms - since_ms) / 1000)
 
     def _read(self, consumer: str, count: int, idle_ms: int) -> list[Entry]:
         answer = self._redis.xautoclaim(STREAM, GROUP, consumer, idle_ms, "0-0", count=count)

@@ -19,6 +19,7 @@ from redis.retry import Retry
 
 from worker.config import Settings
 from worker.inbox import Inbox
+from worker.meters import TOKENS, Meters
 from worker.parts import Parts
 from worker.store import Store, Writer, make_engine
 
@@ -67,6 +68,11 @@ class Runtime:
         return redis.Redis.from_url(
             self.settings.redis_url, retry=Retry(NoBackoff(), 0), **_redis_options()
         )
+
+    @cached_property
+    def meters(self) -> Meters:
+        """Counts for the metrics."""
+        return Meters(self.redis)
 
     @cached_property
     def inbox(self) -> Inbox:
@@ -131,11 +137,12 @@ class Runtime:
             authority=self.settings.authority,
             tenant_id=tenant,
             client_id=client,
-            credential=self.settings.credential(),
+            credential=self.settings.credential,
             scope=self.settings.graph_scope,
             ca_bundle=str(self.settings.ca_bundle) if self.settings.ca_bundle else None,
             margin=self.settings.token_margin,
             secret_keys=key.get_secret_value().split(",") if key else (),
+            fetching=lambda: self.meters.add(TOKENS),
         )
 
     # ---- the loop and what lives on it ---------------------------------------------------------
@@ -202,7 +209,10 @@ class Runtime:
     @cached_property
     def writer(self) -> Writer:
         """Claims and outcomes of all lanes; for the loop."""
-        return Writer(self.store.engine, self.store.sending)
+        return Writer(
+            self.store.engine, self.store.sending,
+            told=lambda record: self.meters.attempt(record.outcome),
+        )  # fmt: skip
 
     def close(self) -> None:
         """Ends what is open; used at the end of a process."""

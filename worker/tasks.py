@@ -28,6 +28,7 @@ from worker.deliver import SUSPENDED, Deps, Lane, Rules
 from worker.gate import BELL
 from worker.ingest import ingest
 from worker.logs import dress, scrubbed
+from worker.meters import LEASES, WAITS
 from worker.model import InvalidSettings, OnUnknown, State
 from worker.report import ALIVE, BEAT
 from worker.sweep import mailboxes_of, sweep, tell_ends
@@ -81,6 +82,8 @@ def deliver(mailbox: str) -> dict[str, Any]:
         log.warning("mailbox %s: no answer from SQL (%s)", mailbox, type(error).__name__)
         return {"waits_for": "the database"}
     result = rt.call(Lane(_deps(rt), mailbox, pools, rt.settings.limits).run())
+    if result.get("waits_for"):
+        rt.meters.add(WAITS + result["waits_for"])
     if result.get("waits_for") not in {None, "held", SUSPENDED} and result["seconds"] <= SOON:
         _ring_after(rt, mailbox, result["seconds"])
     return result
@@ -158,6 +161,7 @@ def _sweep(rt: runtime.Runtime) -> dict[str, int]:
         rt.store, on_unknown=rt.settings.on_unknown, max_attempts=rt.settings.max_attempts,
         wake=lambda targets: _wake(rt, targets, news=False), finished=rt.bell.finish,
     )  # fmt: skip
+    rt.meters.add(LEASES, done["leases"])
     return done | {"told": tell_ends(rt.store, rt.callback.finished)}
 
 
@@ -235,6 +239,7 @@ class Ticker(bootsteps.StartStopStep):
 
     def _show(self, rt: runtime.Runtime) -> None:
         rt.redis.set(ALIVE + rt.name, "1", ex=5)
+        rt.meters.flush()
         (rt.crowded.set if rt.redis.llen(backlog_key()) else rt.crowded.clear)()
 
     def _sweep(self, rt: runtime.Runtime) -> None:

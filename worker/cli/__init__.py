@@ -16,6 +16,7 @@ from worker.cli import control, health, message, output
 from worker.cli.demo import demo
 from worker.cli.doctor import doctor
 from worker.cli.doors import Json, explain
+from worker.cli.metrics import metrics
 from worker.cli.send import print_problems, send
 from worker.model import InvalidMessages
 
@@ -31,6 +32,7 @@ app.add_typer(health.app, name="health")
 app.command()(demo)
 app.command()(send)
 app.command()(doctor)
+app.command()(metrics)
 
 
 def main() -> None:

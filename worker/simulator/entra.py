@@ -203,9 +203,27 @@ def _check_secret(client: str, secret: str, settings: Settings) -> None:
         raise EntraError("invalid_client", 7000222, text)
 
 
+def _check_federated(assertion: str, trusted: str) -> None:
+    """https://learn.microsoft.com/entra/workload-id/workload-identity-federation"""
+    issuer, _, subject = trusted.partition(" ")
+    try:
+        jwt.decode(
+            assertion,
+            options={"verify_signature": False, "verify_aud": True, "verify_exp": True,
+                     "verify_iss": True, "verify_sub": True},
+            audience="api://AzureADTokenExchange", issuer=issuer, subject=subject,
+        )  # fmt: skip
+    except jwt.InvalidTokenError as error:
+        text = f"No matching federated identity record found for presented assertion: {error}."
+        raise EntraError("invalid_client", 70021, text) from None
+
+
 def _check_assertion(base: str, form: Mapping[str, Any], settings: Settings) -> None:
     if form.get("client_assertion_type") != ASSERTION_TYPE:
         raise EntraError("invalid_request", 900144, "client_assertion_type is missing or unknown.")
+    if settings.federated:
+        _check_federated(str(form["client_assertion"]), settings.federated)
+        return
     tenants = (settings.tenant_id, settings.tenant_domain)
     options: dict[str, Any] = {"require": ["aud", "exp", "iss", "sub"]}
     key: Any = ""

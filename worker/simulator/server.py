@@ -8,6 +8,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,16 +44,18 @@ class Server:
             case [("outlook" | "_simulator"), *rest]:
                 other = upload if path[0] == "outlook" else control
                 return await other(request, self.state, rest)
-            case ["common", "discovery", "instance"]:
-                return web.json_response(entra.instances(self.state.base, self.state.settings))
-            case [tenant, "v2.0", ".well-known", "openid-configuration"]:
-                return self._discovery(tenant)
+            case ["msi", "token"]:
+                return self._identity(request)
+            case ["common", "discovery", "instance"] | [_, "v2.0", ".well-known", _]:
+                return self._discovery(path[0])
             case [tenant, "oauth2", "v2.0", "token"] if request.method == "POST":
                 return await self._token(request, tenant)
             case _:
                 return web.json_response({"error": {"code": "ResourceNotFound"}}, status=404)
 
     def _discovery(self, tenant: str) -> web.Response:
+        if tenant == "common":
+            return web.json_response(entra.instances(self.state.base, self.state.settings))
         try:
             found = entra.discovery(self.state.base, tenant, self.state.settings)
         except entra.EntraError as error:
@@ -74,6 +77,22 @@ class Server:
             case "token_delay" if fault:
                 await asyncio.sleep(fault.detail["seconds"])
         return self._grant(tenant, form, request.headers.get("client-request-id", ""))
+
+    def _identity(self, request: web.BaseRequest) -> web.Response:
+        """The identity endpoint of Azure's App Service.
+        https://learn.microsoft.com/azure/app-service/overview-managed-identity
+        """
+        state = self.state
+        state.counts["token_requests"] += 1
+        header = request.headers.get("X-IDENTITY-HEADER")
+        if not state.settings.identity_header or header != state.settings.identity_header:
+            return web.json_response({"statusCode": 401, "message": "Unauthorized"}, status=401)
+        state.counts["tokens_issued"] += 1
+        ends = int(time.time()) + state.settings.token_lifetime
+        return web.json_response(
+            {"access_token": state.tokens.issue(state.settings), "expires_on": str(ends),
+             "resource": request.query.get("resource"), "token_type": "Bearer"}
+        )  # fmt: skip
 
     def _grant(self, tenant: str, form: dict[str, str], correlation_id: str) -> web.Response:
         state = self.state

@@ -36,6 +36,8 @@ class Settings:
     secret_expired: bool = _setting(False, "answer that the secret has expired")
     client_disabled: bool = _setting(False, "answer that the application is disabled")
     certificate: str = _setting("", "PEM file with the public certificate for client assertions")
+    federated: str = _setting("", "issuer and subject of a trusted assertion, a blank between")
+    identity_header: str = _setting("", "header that opens /msi/token, as on Azure's platforms")
     token_lifetime: int = _setting(3599, "seconds a token lives")
     mail_send: bool = _setting(True, "Mail.Send is granted")
     mail_read: bool = _setting(True, "Mail.Read is granted")

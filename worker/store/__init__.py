@@ -19,6 +19,7 @@ from worker.store.arrivals import BatchSeen, Chunk, Head
 from worker.store.contents import Contents
 from worker.store.control import Control
 from worker.store.engine import make_engine, newest_revision, revision, upgrade
+from worker.store.gauges import Gauges
 from worker.store.history import History
 from worker.store.mailboxes import Mailboxes
 from worker.store.sending import Sending, ToClaim, ToRecord
@@ -57,6 +58,7 @@ class Store(Transactions):
         self.mailboxes = Mailboxes(engine)
         self.history = History(engine)
         self.suppressions = Suppressions(engine)
+        self.gauges = Gauges(engine)
 
     def look(
         self, mailbox: str, pools: Mapping[str, Sequence[str]], turns: Mapping[str, int], count: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,8 +41,12 @@ class _Work:
 class Writer:
     """Group commit for one process. Lives on its event loop; the SQL runs in one thread."""
 
-    def __init__(self, engine: Engine, sending: Sending) -> None:
+    def __init__(
+        self, engine: Engine, sending: Sending, told: Callable[[ToRecord], None] = lambda _: None
+    ) -> None:
+        """`told` hears of each outcome once it is committed."""
         self._engine = engine
+        self._told = told
         self._sending = sending
         self._next = _Work()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="postroom-writer")
@@ -101,6 +105,7 @@ class Writer:
             _tell(claim, {one: claimed[one] for one in mine})
         for result, record in work.results:
             _tell(record, (result.id, result.fence) in ours)
+            self._told(result)
 
     async def _one_by_one(self, work: _Work, error: SQLAlchemyError) -> None:
         """What the database refuses must not take along what merely shared its transaction."""

@@ -10,7 +10,8 @@ import hashlib
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from redis import Redis, RedisError
 
+from worker.credentials import Credential
 from worker.model import PostroomError
 from worker.tokens.entra import PASSING, REFUSED, Entra, FetchError
 
@@ -93,25 +95,31 @@ class Tokens:
         authority: str,
         tenant_id: str,
         client_id: str,
-        credential: str | Mapping[str, Any],
+        credential: Credential | Callable[[], Credential],
         scope: str,
         ca_bundle: str | None,
         margin: timedelta,
         secret_keys: Sequence[str] = (),
+        fetching: Callable[[], None] = lambda: None,
     ) -> None:
-        """`credential`: a secret, or MSAL's mapping for a certificate or an assertion.
+        """`credential`: see worker.credentials; or what gives it anew, as often as one is needed:
+        a changed file is taken up without a restart. What that raises here passes through.
 
         `secret_keys`: Fernet keys; the first encrypts, all decrypt. Raises ValueError where one
-        is malformed.
+        is malformed. `fetching` hears of each request to Entra.
         """
-        self._entra = Entra(authority, tenant_id, client_id, credential, scope, ca_bundle)
+        self._source = credential if callable(credential) else lambda: credential
+        self._place = (authority, tenant_id, client_id, scope, ca_bundle)
         self._script = redis.register_script(_SCRIPT)
         self._margin = margin
+        self._fetching = fetching
         self._fernet = MultiFernet([Fernet(key) for key in secret_keys]) if secret_keys else None
         stem = f"postroom:token:{{{tenant_id}:{client_id}}}:{_digest(authority, scope)}"
         # A refusal holds for one credential: a corrected one is tried at once. 32 bits tell two
         # secrets apart and do not help to guess one.
-        self._keys = [stem, f"{stem}:trouble:{_digest(repr(credential))}", f"{stem}:lock"]
+        self._keys = [stem, f"{stem}:trouble:", f"{stem}:lock"]
+        self._proof = ""
+        self._entra = self._take_up(self._source())
         self._held: _Held | None = None
         self._mutex = threading.Lock()
 
@@ -148,6 +156,7 @@ class Tokens:
         """
         began = time.monotonic()
         with self._mutex:
+            self._refresh()
             try:
                 value, life = self._entra.fetch()
             except FetchError as failed:
@@ -169,6 +178,20 @@ class Tokens:
         """Closes the connections to Entra."""
         self._entra.close()
 
+    def _take_up(self, credential: Credential) -> Entra:
+        """What asks Entra with this credential; a new one starts without the old one's trouble."""
+        if (proof := _digest(repr(credential))) != self._proof:
+            if self._proof:
+                self._entra.close()
+            self._proof, self._entra = proof, Entra(credential, *self._place)
+            self._keys = [self._keys[0], f"{self._keys[0]}:trouble:{proof}", self._keys[2]]
+        return self._entra
+
+    def _refresh(self) -> None:
+        """Takes up a changed credential. One that cannot be read just now leaves the old one."""
+        with suppress(PostroomError):
+            self._take_up(self._source())
+
     def _still_good(self) -> Token | None:
         held = self._held
         return held.token if held is not None and time.monotonic() < held.token.ends_at else None
@@ -179,6 +202,7 @@ class Tokens:
 
     def _shared(self) -> Token:
         """The token in Redis; fetches it where that falls to us, waits where another does."""
+        self._refresh()
         fetcher = secrets.token_hex(16)
         give_up = time.monotonic() + LOCK.total_seconds() * 1.5
         unusable = b""
@@ -221,6 +245,7 @@ class Tokens:
     def _renew(self, fetcher: str, look: _Look, began: float, old: Token | None) -> Token:
         """Fetches a token under the lock; a failure goes on with an old one that is still good."""
         looked = time.monotonic()
+        self._fetching()
         try:
             value, life = self._entra.fetch()
         except FetchError as failed:

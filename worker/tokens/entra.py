@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import msal
 
+from worker.credentials import MANAGED, SYSTEM, Credential
 from worker.policy import retry_after
 
 HTTP_TIMEOUT = 10.0  # seconds, for each of connecting, writing, reading
@@ -36,10 +37,10 @@ class Entra:
 
     def __init__(
         self,
+        credential: Credential,
         authority: str,
         tenant_id: str,
         client_id: str,
-        credential: str | Mapping[str, Any],
         scope: str,
         ca_bundle: str | None,
     ) -> None:
@@ -60,7 +61,7 @@ class Entra:
         # MSAL would answer from here what it was told before: 5 s to an hour, by its own rules.
         self._http_cache.clear()
         try:
-            result = self._application().acquire_token_for_client([self._scope])
+            result = self._ask()
             if "access_token" in result:
                 return str(result["access_token"]), timedelta(seconds=int(result["expires_in"]))
         except Exception as error:  # noqa: BLE001  # MSAL documents none: httpx's, ValueError, ...
@@ -71,6 +72,25 @@ class Entra:
         if self._http is not None:
             self._http.close()
         self._http = self._app = None
+
+    def _ask(self) -> Mapping[str, Any]:
+        if isinstance(self._credential, str) or MANAGED not in self._credential:
+            found = self._application().acquire_token_for_client([self._scope])
+        else:
+            resource = self._scope.removesuffix("/.default")
+            found = self._platform(self._credential[MANAGED]).acquire_token_for_client(
+                resource=resource
+            )
+        return dict(found)
+
+    def _platform(self, identity: str) -> Any:
+        """MSAL's client for the identity that Azure lends; a new one has no token in memory."""
+        who = (
+            msal.SystemAssignedManagedIdentity()
+            if identity == SYSTEM
+            else msal.UserAssignedManagedIdentity(client_id=identity)
+        )
+        return msal.ManagedIdentityClient(who, http_client=self._http, http_cache=self._http_cache)
 
     def _application(self) -> Any:
         """MSAL's client, with no token in memory; made on first use, for it asks Entra at once."""

@@ -7,16 +7,9 @@ or its kind says.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
-class Meaning:
-    """One sentence for a reader who knows mail and not Graph, and one for who can mend it."""
-
-    text: str
-    advice: str = ""
-
+from worker.meanings.entra import ENTRA
+from worker.meanings.values import Meaning
 
 _NO_RIGHT = Meaning(
     "The application may not send from this mailbox.",
@@ -128,27 +121,7 @@ MEANINGS: Mapping[str, Meaning] = {
          "serviceNotAvailable", "ErrorTimeoutExpired", "ErrorTooManyObjectsOpened",
          "ErrorNotEnoughMemory", "ErrorItemSave", "ErrorConnectionFailed"), _EXCHANGE,
     ),
-    # Entra: https://learn.microsoft.com/entra/identity-platform/reference-error-codes
-    "AADSTS7000215": Meaning(
-        "The client secret is wrong.", "Give the secret's value, not its id: CLIENT_SECRET."
-    ),
-    "AADSTS7000222": Meaning(
-        "The client secret has expired.", "Make a new one in Entra and give it: CLIENT_SECRET."
-    ),
-    "AADSTS7000218": Meaning("No client secret or certificate was sent.", "Give one."),
-    "AADSTS700027": Meaning(
-        "The application does not know the certificate, or it has expired.",
-        "Upload its public part in Entra.",
-    ),
-    "AADSTS700016": Meaning(
-        "There is no such application in the tenant.", "Check CLIENT_ID and TENANT_ID."
-    ),
-    "AADSTS7000112": Meaning("The application is disabled.", "Enable it in Entra."),
-    "AADSTS90002": Meaning("There is no such tenant.", "Check TENANT_ID and AUTHORITY."),
-    "AADSTS500011": Meaning("The tenant does not know this Graph.", "Check GRAPH_URL."),
-    "AADSTS53003": Meaning(
-        "Conditional Access keeps the application out.", "Exclude its service principal in Entra."
-    ),
+    **ENTRA,
     # The way to Graph: names of exceptions
     **dict.fromkeys(
         ("ReadTimeout", "ReadError", "RemoteProtocolError", "TimeoutError",
