@@ -601,10 +601,14 @@ def test_pools_that_cannot_do_what_they_seem_to_are_told(
     assert_says(doctor()["limits"], Status.WARN, detail, "pool set")
 
 
-def test_the_tenants_own_limit_is_told_with_its_formula(doctor: Doctor) -> None:
+def test_the_tenants_own_limit_is_told_with_its_formula(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No answer of Graph ever speaks of it."""
     assert_says(doctor()["external recipients"], Status.WARN, "500 x licences^0.7 + 9,500",
                 "POSTROOM_TENANT_EXTERNAL_RATE")  # fmt: skip
+    monkeypatch.setenv("POSTROOM_TENANT_EXTERNAL_RATE", "22000/24h")
+    assert_says(doctor()["external recipients"], Status.OK, "22000/24h for all mailboxes")
 
 
 def test_a_missing_worker_is_a_failure_only_when_messages_wait(
