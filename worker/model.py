@@ -307,7 +307,7 @@ class Verdict:
     """What we do about an outcome: the next state, when, and whether a try is spent."""
 
     state: State
-    delay: timedelta = timedelta(0)  #: for `queued`: due after this
+    delay: timedelta = timedelta(0)  #: for `queued`: due after this; none: it keeps its place
     spends_try: bool = False
     doubt: bool = False  #: the message is in doubt from now on
     cooldown: timedelta | None = None  #: the mailbox rests for this long

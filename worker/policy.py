@@ -37,6 +37,8 @@ HOUR = timedelta(hours=1)
 LEASE_NEARLY_OVER = "LeaseNearlyOver"
 #: The message's attachments have not arrived in SQL, or cannot be read from it now.
 CONTENT_MISSING = "ContentMissing"
+#: A draft may not be made: the application lacks a permission.
+NEEDS_READ_WRITE = "NeedsMailReadWrite"
 #: The message goes by a draft, of which a part is uploaded.
 UPLOADING = "Uploading"
 #: The gate had no room for the next request of an upload.

@@ -87,6 +87,7 @@ def _add_contents() -> None:
         "drafts",
         sa.Column("message_id", Id, nullable=False),
         sa.Column("mailbox", sa.Text(), nullable=False),
+        sa.Column("at", Instant, nullable=False),
         sa.Column("draft_id", sa.Text(), nullable=True),
         sa.Column("upload_url", sa.Text(), nullable=True),
         sa.Column("released", sa.Boolean(), nullable=False),

@@ -113,7 +113,8 @@ class Flight:
         """Sends, concludes, tells the other workers, records; on return it is committed."""
         due = self.prepared.due
         outcome = self.prepared.problem or self._resting() or await parcels.send(
-            deps, self.mailbox, self.prepared, self.token, deadline=self.deadline
+            deps, self.mailbox, self.prepared, self.token, deadline=self.deadline,
+            fence=self.fence, limits=deps.gate.limits.changed(self.standing.limits),
         )  # fmt: skip
         landed = Landed(due.id, outcome, time.monotonic())
         verdict = self._conclude(deps, outcome)

@@ -1,6 +1,6 @@
 """Sends one claimed message, with its attachments if it has any.
 
-Up to 3 MB of them go in the request itself.
+Up to 3 MB of them go in the request itself, more by a draft.
 """
 
 from __future__ import annotations
@@ -9,38 +9,48 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import timedelta
 from typing import Any
 
+from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from worker.deliver.values import Deps, Prepared
+from worker.deliver.by_draft import ByDraft, content_missing
+from worker.deliver.values import Deps, Prepared, fits
 from worker.graph import file_attachment, payload
+from worker.limits import Limits
 from worker.model import Answer, NotSent, Outcome
-from worker.policy import CONTENT_MISSING
+from worker.policy import GATE_CLOSED, SECOND
 from worker.tokens import Token
 
 log = logging.getLogger(__name__)
 
-#: A content that has not arrived is looked for again after so long: a worker may be writing it.
-ARRIVAL = timedelta(seconds=15)
+#: Bytes of a whole request: Graph takes 4 MB, and some of it is not ours.
+LARGEST_REQUEST = 4 * 1024 * 1024 - 64 * 1024
 
 
 async def send(
-    deps: Deps, mailbox: str, prepared: Prepared, token: Token, *, deadline: float
-) -> Outcome:
-    """What came of it. `deadline`: from then on no request must leave (monotonic)."""
-    body = prepared.body
-    if references := prepared.due.content.get("attachments"):
-        try:
-            whole = await asyncio.to_thread(_with_contents, deps, prepared, references)
-        except SQLAlchemyError as error:
-            log.warning("message %s: its attachments cannot be read (%s)",
-                        prepared.due.id, type(error).__name__)  # fmt: skip
-            whole = None
-        if whole is None:
-            return _content_missing()
-        body = whole
+    deps: Deps, mailbox: str, prepared: Prepared, token: Token, *, deadline: float, fence: int,
+    limits: Limits,
+) -> Outcome:  # fmt: skip
+    """What came of it. `deadline`: from then on no request must leave (monotonic); `fence`: the
+    claim's; `limits`: the mailbox's.
+    """
+    references = prepared.due.content.get("attachments")
+    if not references:
+        return await deps.graph.send(mailbox, prepared.body, token.value, deadline=deadline)
+    try:
+        if prepared.size > LARGEST_REQUEST or not fits(prepared.due.content):
+            return await ByDraft(deps, mailbox, prepared, fence, token, deadline, limits).run()
+        body = await asyncio.to_thread(_with_contents, deps, prepared, references)
+    except RedisError as error:
+        detail = f"Redis does not answer ({type(error).__name__})"
+        return NotSent(Answer(code=GATE_CLOSED, detail=detail, retry_after=SECOND))
+    except SQLAlchemyError as error:
+        log.warning("message %s: its attachments cannot be read (%s)",
+                    prepared.due.id, type(error).__name__)  # fmt: skip
+        return content_missing()
+    if body is None:
+        return content_missing()
     return await deps.graph.send(mailbox, body, token.value, deadline=deadline)
 
 
@@ -58,8 +68,3 @@ def _with_contents(
     shown = asdict(prepared.shown)
     due = prepared.due
     return payload(due.content, message_id=due.id, attachments=found, **shown)
-
-
-def _content_missing() -> NotSent:
-    detail = "an attachment's content is not in the database yet, or cannot be read from it"
-    return NotSent(Answer(code=CONTENT_MISSING, detail=detail, retry_after=ARRIVAL))

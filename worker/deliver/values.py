@@ -74,6 +74,11 @@ class Prepared:
 def attached(content: Mapping[str, Any]) -> int:
     """Bytes that a message's attachments add to its request; those that go by a draft add none."""
     references = content.get("attachments", ())
-    if sum(a["size"] for a in references) > IN_REQUEST:
+    if not fits(content):
         return 0
     return sum((a["size"] + 2) // 3 * 4 + len(a["name"]) + OVERHEAD for a in references)
+
+
+def fits(content: Mapping[str, Any]) -> bool:
+    """Whether the message's attachments go in its request."""
+    return sum(int(a["size"]) for a in content.get("attachments", ())) <= IN_REQUEST

@@ -1,6 +1,21 @@
 """Microsoft Graph: requests that leave once, and what came back."""
 
 from worker.graph.door import Graph
-from worker.graph.payload import MARKER_PROPERTY, file_attachment, payload
+from worker.graph.payload import (
+    MARKER_PROPERTY,
+    as_json,
+    file_attachment,
+    message_of,
+    payload,
+)
+from worker.graph.wire import Reply
 
-__all__ = ["MARKER_PROPERTY", "Graph", "file_attachment", "payload"]
+__all__ = [
+    "MARKER_PROPERTY",
+    "Graph",
+    "Reply",
+    "as_json",
+    "file_attachment",
+    "message_of",
+    "payload",
+]

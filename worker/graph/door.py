@@ -10,6 +10,7 @@ from urllib.parse import quote
 import httpx
 
 from worker.graph import looks
+from worker.graph.drafts import Drafts
 from worker.graph.wire import Wire
 from worker.model import Look, Outcome, Trouble
 
@@ -33,6 +34,7 @@ class Graph:
         self._wire = Wire(
             url, ca_bundle=ca_bundle, request_timeout=request_timeout, connections=connections
         )
+        self.drafts = Drafts(self._wire, self._url)
 
     async def send(self, mailbox: str, payload: bytes, token: str, *, deadline: float) -> Outcome:
         """Posts `payload` (see `payload`) to the mailbox's sendMail.

@@ -18,6 +18,7 @@ from worker.store import arrivals, batches, chores
 from worker.store.arrivals import BatchSeen, Chunk, Head
 from worker.store.contents import Contents
 from worker.store.control import Control
+from worker.store.drafts import Drafts
 from worker.store.engine import make_engine, newest_revision, revision, upgrade
 from worker.store.gauges import Gauges
 from worker.store.history import History
@@ -54,6 +55,7 @@ class Store(Transactions):
         super().__init__(engine)
         self.sending = Sending(engine.dialect.name, max_failures)
         self.contents = Contents(engine)
+        self.drafts = Drafts(engine)
         self.control = Control(engine)
         self.mailboxes = Mailboxes(engine)
         self.history = History(engine)
@@ -86,7 +88,7 @@ class Store(Transactions):
                 members = sorted(pools[row["target"]]) if row["target_kind"] == "pool" else []
                 due = self.sending.peek(
                     connection, row["id"], count=count, shares=max(1, len(members)),
-                    share=members.index(mailbox) if mailbox in members else 0,
+                    share=members.index(mailbox) if mailbox in members else 0, mailbox=mailbox,
                 )  # fmt: skip
                 if due:
                     if not row["options"].get("ignore_suppressions"):

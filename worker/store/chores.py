@@ -23,7 +23,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from worker.model import State
 from worker.store.clock import now
-from worker.store.schema import Id, attempts, batches, is_in, mailboxes, messages, queues
+from worker.store.schema import Id, attempts, batches, drafts, is_in, mailboxes, messages, queues
 from worker.store.sending import POISON
 from worker.store.statements import running, taken_back
 
@@ -34,7 +34,8 @@ STEP = 500
 def end_leases(connection: Connection, *, resend: bool, max_attempts: int) -> int:
     """Claims whose lease ran out: their worker is dead or late, and nobody knows what it sent.
 
-    sending → unknown; with `resend` queued again, until its tries are spent.
+    sending → unknown; with `resend` queued again, until its tries are spent. What goes by a draft
+    that nobody released was surely not sent: it goes on.
     """
     overdue = (
         select(messages.c.id)
@@ -43,29 +44,15 @@ def end_leases(connection: Connection, *, resend: bool, max_attempts: int) -> in
         .limit(STEP)
         .with_for_update(skip_locked=True)
     )
-    again = and_(
-        literal(resend),
-        messages.c.tries + 1 < max_attempts,
-        messages.c.crashes + 1 < POISON,
-        ~taken_back(messages.c.batch_id),
-    )
-    poisoned = messages.c.crashes + 1 >= POISON
     ended = connection.execute(
         update(messages)
         .where(messages.c.id.in_(overdue), is_in(State.SENDING))
-        .values(
-            state=case((again, State.QUEUED), else_=State.UNKNOWN),
-            doubt=True,
-            lease_until=None,
-            due_at=now(),
-            tries=messages.c.tries + 1,
-            crashes=messages.c.crashes + 1,
-            error_code=case((poisoned, "Quarantined"), else_="LeaseExpired"),
-        )
+        .values(**_end_of_claim(resend, max_attempts))
         .returning(
             messages.c.id, messages.c.fence, messages.c.batch_id, messages.c.queue_id,
             messages.c.mailbox, messages.c.worker, messages.c.token_ends_at,
             messages.c.recipients, messages.c.size, messages.c.external, messages.c.state,
+            messages.c.doubt,
         )
     ).mappings().all()  # fmt: skip
     if ended:
@@ -75,11 +62,40 @@ def end_leases(connection: Connection, *, resend: bool, max_attempts: int) -> in
     return len(ended)
 
 
+def _end_of_claim(resend: bool, max_attempts: int) -> dict[str, Any]:
+    """What becomes of a message whose claim ended without a word."""
+    again = and_(
+        literal(resend),
+        messages.c.tries + 1 < max_attempts,
+        messages.c.crashes + 1 < POISON,
+        ~taken_back(messages.c.batch_id),
+    )
+    poisoned = messages.c.crashes + 1 >= POISON
+    unreleased = exists().where(drafts.c.message_id == messages.c.id, ~drafts.c.released)
+    safe = and_(unreleased, ~messages.c.doubt)
+    cancelled = taken_back(messages.c.batch_id)
+    return {
+        "state": case(
+            (and_(safe, cancelled), State.CANCELLED),
+            (and_(safe, poisoned), State.FAILED),
+            (and_(unreleased, ~cancelled, ~poisoned), State.QUEUED),
+            (again, State.QUEUED),
+            else_=State.UNKNOWN,
+        ),
+        "doubt": ~safe,
+        "lease_until": None,
+        "due_at": now(),
+        "tries": messages.c.tries + case((unreleased, 0), else_=1),
+        "crashes": messages.c.crashes + 1,
+        "error_code": case((poisoned, "Quarantined"), else_="LeaseExpired"),
+    }
+
+
 def _lost(row: Any) -> dict[str, Any]:
     return {
         "message_id": row["id"], "fence": row["fence"], "late": False,
         "batch_id": row["batch_id"], "mailbox": row["mailbox"], "worker": row["worker"],
-        "outcome": "unknown", "code": "LeaseExpired",
+        "outcome": "unknown" if row["doubt"] else "notsent", "code": "LeaseExpired",
         "detail": "the worker that had claimed it was not heard of again",
         "token_ends_at": row["token_ends_at"], "recipients": row["recipients"],
         "size": row["size"], "external": row["external"],

@@ -280,7 +280,8 @@ drafts = Table(
     "drafts",
     metadata,
     Column("message_id", Id, ForeignKey("messages.id", ondelete="CASCADE"), primary_key=True),
-    Column("mailbox", Text, nullable=False),  # where the draft lies; no other may go on with it
+    Column("mailbox", Text, nullable=False),  # where the draft lies: it goes on there
+    Column("at", Instant, nullable=False),  # when it last went on
     Column("draft_id", Text),  # NULL: none is known
     Column("upload_url", Text),  # of the attachment that is being uploaded
     # Whether the claim at work may have asked Graph to send the draft. While it has not, a claim

@@ -81,8 +81,9 @@ class Sending:
         self._wake = wake_statement(dialect)
 
     def peek(
-        self, connection: Connection, queue: str, *, count: int, share: int, shares: int
-    ) -> list[Due]:
+        self, connection: Connection, queue: str, *, count: int, share: int, shares: int,
+        mailbox: str = "",
+    ) -> list[Due]:  # fmt: skip
         """The next due messages of a queue, at most `count`; none of them is claimed yet."""
         window = count * min(shares, 16)
         parameters = {
@@ -91,6 +92,7 @@ class Sending:
             "share": share,
             "shares": shares,
             "window": window,
+            "mailbox": mailbox,
         }
         return [Due(**row) for row in connection.execute(self._peek, parameters).mappings()]
 

@@ -42,6 +42,7 @@ from worker.store.schema import (
     Json,
     attempts,
     batches,
+    drafts,
     is_in,
     mailboxes,
     messages,
@@ -120,6 +121,19 @@ def due_queues(mailbox: str, pools: Sequence[str]) -> Select[Any]:
     )
 
 
+#: A draft that did not go on for so many seconds holds its message to its mailbox no longer.
+STUCK = 1800.0
+
+
+def _drafted_elsewhere() -> ColumnElement[bool]:
+    """Whether a message goes by a draft in another mailbox than `mailbox`."""
+    return exists().where(
+        drafts.c.message_id == messages.c.id,
+        drafts.c.mailbox != bindparam("mailbox", type_=Text),
+        drafts.c.at > after(literal(-STUCK, Float)),
+    )
+
+
 def peek_statement() -> Select[Any]:
     """The next due messages of `queue`, those of this mailbox's `share` of `shares` first.
 
@@ -133,6 +147,7 @@ def peek_statement() -> Select[Any]:
             is_in(State.QUEUED),
             messages.c.due_at <= now(),
             messages.c.deadline_at > now(),
+            ~_drafted_elsewhere(),
         )
         .order_by(messages.c.due_at, messages.c.position)
         .limit(bindparam("window", type_=Integer))
@@ -235,8 +250,10 @@ def record_statement(dialect: str) -> Any:
         .values(
             state=_next_state(rows.c.state, doubt),
             lease_until=None,
+            # Without a delay it keeps its place in the queue.
             due_at=case(
-                (rows.c.state == State.QUEUED, after(rows.c.delay)), else_=messages.c.due_at
+                (and_(rows.c.state == State.QUEUED, rows.c.delay > 0), after(rows.c.delay)),
+                else_=messages.c.due_at,
             ),
             tries=messages.c.tries + rows.c.tries,
             doubt=and_(doubt, ~sent),
