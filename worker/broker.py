@@ -30,6 +30,21 @@ EXPIRES = 60.0
 RECONNECT = 1.0
 
 
+#: What beat rings, beside the tickers of the workers.
+SCHEDULE = {
+    "sweep": {
+        "task": "postroom.sweep",
+        "schedule": 5.0,
+        "options": {"expires": 5.0, "ignore_result": True},
+    },
+    "purge": {
+        "task": "postroom.purge",
+        "schedule": 3600.0,
+        "options": {"expires": 3600.0, "ignore_result": True},
+    },
+}
+
+
 class QuickConnection(Connection):
     """Looks for its server every second. kombu's own waits grow to 30 s, and Celery offers no
     setting for them: after a long outage a worker would stay idle for as long again.
@@ -78,13 +93,7 @@ def make_app(redis_url: str) -> Celery:
         worker_hijack_root_logger=True,
         worker_enable_remote_control=True,
         beat_scheduler="celery.beat:Scheduler",  # in memory: two beats share no file
-        beat_schedule={
-            "sweep": {
-                "task": "postroom.sweep",
-                "schedule": 5.0,
-                "options": {"expires": 5.0, "ignore_result": True},
-            },
-        },
+        beat_schedule=SCHEDULE,
         timezone="UTC",
     )
     return app

@@ -31,6 +31,7 @@ from worker.logs import dress, scrubbed
 from worker.meters import LEASES, WAITS
 from worker.model import InvalidSettings, OnUnknown, State
 from worker.report import ALIVE, BEAT
+from worker.store.retention import pseudonym
 from worker.sweep import mailboxes_of, sweep, tell_ends
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,17 @@ def sweep_task() -> dict[str, int]:
     rt = runtime.current()
     rt.redis.set(BEAT, "1", ex=30)
     return _sweep(rt)
+
+
+@app.task(name="postroom.purge", base=Discreet)
+def purge() -> dict[str, int]:
+    """Forgets contents as CONTENT_AFTER says. Only beat rings it."""
+    rt = runtime.current()
+    after = rt.settings.content_after
+    if after is None:
+        return {}
+    keep = pseudonym(rt.settings.pseudonym_key())
+    return dict(rt.store.retention.purge_content(after.total_seconds(), keep))
 
 
 class BatchHasTrouble(Exception):

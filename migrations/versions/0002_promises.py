@@ -43,9 +43,13 @@ def upgrade() -> None:
         "batches", sa.Column("rejections", sa.Integer(), server_default="0", nullable=False)
     )
     _partial("ix_attempts_external", "attempts", ["at"], "external > 0")
+    op.add_column("batches", sa.Column("purged_at", Instant, nullable=True))
+    _partial("ix_batches_unpurged", "batches", ["finished_at"], UNPURGED)
 
 
 def downgrade() -> None:
+    op.drop_index("ix_batches_unpurged", table_name="batches")
+    op.drop_column("batches", "purged_at")
     op.drop_index("ix_attempts_external", table_name="attempts")
     op.drop_column("batches", "rejections")
     op.drop_column("mailboxes", "refusals")
@@ -97,6 +101,7 @@ def _add_contents() -> None:
     )  # fmt: skip
 
 
+UNPURGED = "finished_at IS NOT NULL AND purged_at IS NULL"
 UNTOLD = "finished_at IS NOT NULL AND told_at IS NULL"
 ENDED = "state IN ('failed', 'unknown', 'cancelled', 'expired', 'suppressed')"
 

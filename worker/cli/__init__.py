@@ -17,6 +17,7 @@ from worker.cli.demo import demo
 from worker.cli.doctor import doctor
 from worker.cli.doors import Json, explain
 from worker.cli.metrics import metrics
+from worker.cli.retention import erase, purge
 from worker.cli.send import print_problems, send
 from worker.model import InvalidMessages
 
@@ -33,6 +34,8 @@ app.command()(demo)
 app.command()(send)
 app.command()(doctor)
 app.command()(metrics)
+app.command()(purge)
+app.command()(erase)
 
 
 def main() -> None:

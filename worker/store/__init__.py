@@ -23,6 +23,7 @@ from worker.store.engine import make_engine, newest_revision, revision, upgrade
 from worker.store.gauges import Gauges
 from worker.store.history import History
 from worker.store.mailboxes import Mailboxes
+from worker.store.retention import Retention
 from worker.store.sending import Sending, ToClaim, ToRecord
 from worker.store.statements import due_queues
 from worker.store.suppressions import Suppressions
@@ -61,6 +62,7 @@ class Store(Transactions):
         self.history = History(engine)
         self.suppressions = Suppressions(engine)
         self.gauges = Gauges(engine)
+        self.retention = Retention(engine)
 
     def look(
         self, mailbox: str, pools: Mapping[str, Sequence[str]], turns: Mapping[str, int], count: int

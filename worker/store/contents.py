@@ -87,7 +87,9 @@ def write(connection: Connection, parts: Sequence[Part]) -> None:
     rows = [
         {"sha256": name, "size": size, "parts": parts_of(size)} for name, size in sorted(of.items())
     ]
-    connection.execute(new(contents).values(used_at=now()).on_conflict_do_nothing(), rows)
+    # What comes again is not old: a purge that looks now must leave it.
+    again = {"index_elements": [contents.c.sha256], "set_": {"used_at": now()}}
+    connection.execute(new(contents).values(used_at=now()).on_conflict_do_update(**again), rows)
     # By one content after the other: whoever writes the same ones waits, and nobody for nobody.
     there = sorted(parts, key=lambda part: (part.sha256, part.number))
     connection.execute(

@@ -73,6 +73,7 @@ batches = Table(
     Column("finished_at", Instant),
     Column("told_at", Instant),  # when the application was told of this finish
     Column("rejections", Integer, nullable=False, server_default="0"),  # in a row, for content
+    Column("purged_at", Instant),  # when contents and addresses of its messages were forgotten
     CheckConstraint(_one_of("target_kind", "mailbox", "pool"), name="target_kind"),
     CheckConstraint(
         "finished_at IS NULL OR sealed_at IS NOT NULL OR cancelled_at IS NOT NULL",
@@ -80,6 +81,7 @@ batches = Table(
     ),
     Index("ix_batches_created", "created_at"),
     _partial("ix_batches_unfinished", "finished_at IS NULL", "id"),
+    _partial("ix_batches_unpurged", "finished_at IS NOT NULL AND purged_at IS NULL", "finished_at"),
     _partial("ix_batches_untold", "finished_at IS NOT NULL AND told_at IS NULL", "id"),
 )
 

@@ -6,7 +6,6 @@ Every problem is named at once, by its variable; no value of a secret is ever sh
 from __future__ import annotations
 
 import os
-import re
 from datetime import timedelta
 from difflib import get_close_matches
 from functools import cached_property
@@ -25,42 +24,27 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.checks import Refused
 from worker.checks.addresses import address
+from worker.config.values import (
+    Domains,
+    Duration,
+    domains,
+    duration,
+    problem,
+    read,
+    read_bytes,
+)
 from worker.credentials import MANAGED, Assertion, Credential, certificate
 from worker.limits import Limits, Rate
 from worker.model import InvalidSettings, OnUnknown
 from worker.staging import Staging
 
-_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d)?\s*$", re.IGNORECASE)
+__all__ = ["SECRETS_DIR", "Duration", "Settings", "duration"]
+
 #: Names a directory of files, each called like a variable and holding its value: where Docker and
 #: Kubernetes lay secrets.
 SECRETS_DIR = "POSTROOM_SECRETS_DIR"
 #: Variables of ours that are no settings: which redis-server demo and tests start.
-_DOMAIN = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+\Z")
 _OTHERS = frozenset({SECRETS_DIR, "POSTROOM_REDIS_SERVER"})
-_UNITS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
-
-
-def duration(text: Any) -> timedelta:
-    """`90`, `90s`, `5min`, `24h`, `30d` as a timedelta; a bare number is seconds."""
-    if isinstance(text, timedelta):
-        return text
-    match = _DURATION.match(str(text))
-    if not match:
-        raise ValueError("give a duration such as 90s, 5min or 24h")
-    return timedelta(seconds=float(match[1]) * _UNITS[(match[2] or "s").lower()])
-
-
-def domains(text: Any) -> frozenset[str]:
-    """`example.com, example.org` in lower case."""
-    given = text.split(",") if isinstance(text, str) else text
-    found = frozenset(one.strip().lower().removeprefix("@") for one in given if one.strip())
-    if bad := next((one for one in found if not _DOMAIN.match(one)), None):
-        raise ValueError(f"{bad[:64]!a} is no domain; give e.g. example.com,example.org")
-    return found
-
-
-Duration = Annotated[timedelta, NoDecode]
-Domains = Annotated[frozenset[str], NoDecode]
 
 
 class Settings(BaseSettings):
@@ -164,6 +148,9 @@ class Settings(BaseSettings):
     attachment_root: Path | None = Field(
         None, description="directory below which attachments may be named by their path"
     )
+    content_after: Duration | None = Field(
+        None, description="contents and addresses are forgotten so long after a batch; none: never"
+    )
     log_format: Literal["human", "json"] = Field(
         "human", description="logs of the workers: human, or json (one object a line)"
     )
@@ -180,7 +167,7 @@ class Settings(BaseSettings):
         try:
             return cls(_secrets_dir=secrets, **changes)
         except ValidationError as error:
-            raise InvalidSettings("; ".join(_problem(e) for e in error.errors())) from None
+            raise InvalidSettings("; ".join(problem(e) for e in error.errors())) from None
 
     @field_validator("request_timeout", "lease", "token_margin", "max_age", mode="before")
     @classmethod
@@ -200,6 +187,11 @@ class Settings(BaseSettings):
     @classmethod
     def _off(cls, value: Any) -> Any:
         return 0 if str(value).strip().lower() == "off" else value
+
+    @field_validator("content_after", mode="before")
+    @classmethod
+    def _retention(cls, value: Any) -> timedelta | None:
+        return None if value in (None, "", "off") else duration(value)
 
     @field_validator("authority", "graph_url")
     @classmethod
@@ -287,7 +279,7 @@ class Settings(BaseSettings):
 
         Raises InvalidSettings.
         """
-        secret = _read("CLIENT_SECRET", self.client_secret, self.client_secret_file)
+        secret = read("CLIENT_SECRET", self.client_secret, self.client_secret_file)
         if secret:
             return secret
         if (found := self._certificate()) is not None:
@@ -305,10 +297,10 @@ class Settings(BaseSettings):
         name, given = "CLIENT_CERTIFICATE", self.client_certificate
         content = given.get_secret_value().encode() if given is not None else None
         if content is None and self.client_certificate_file is not None:
-            content = _bytes(name, self.client_certificate_file)
+            content = read_bytes(name, self.client_certificate_file)
         if not content:
             return None
-        password = _read(f"{name}_PASSWORD", self.client_certificate_password,
+        password = read(f"{name}_PASSWORD", self.client_certificate_password,
                          self.client_certificate_password_file)  # fmt: skip
         try:
             return certificate(content, password)
@@ -325,7 +317,12 @@ class Settings(BaseSettings):
 
     def flower_login(self) -> str | None:
         """NAME:PASSWORD for Flower, where a file holds one. Raises InvalidSettings."""
-        return _read("FLOWER_BASIC_AUTH", None, self.flower_basic_auth_file)
+        return read("FLOWER_BASIC_AUTH", None, self.flower_basic_auth_file)
+
+    def pseudonym_key(self) -> str | None:
+        """What the hashes of purged recipients are keyed with: the last, oldest SECRET_KEY."""
+        keys = self.secret_key.get_secret_value().split(",") if self.secret_key else []
+        return keys[-1].strip() or None if keys else None
 
     def identity(self) -> tuple[str, str]:
         """Tenant id and client id. Raises InvalidSettings, naming what is absent.
@@ -342,23 +339,3 @@ class Settings(BaseSettings):
         if absent:
             raise InvalidSettings(f"{' and '.join(absent)} must be set to send")
         return str(self.tenant_id), str(self.client_id)
-
-
-def _read(name: str, value: SecretStr | None, file: Path | None) -> str | None:
-    if value is not None:
-        return value.get_secret_value().strip()
-    if file is None:
-        return None
-    return _bytes(name, file).decode(errors="replace").strip()
-
-
-def _bytes(name: str, file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InvalidSettings(f"POSTROOM_{name}_FILE cannot be read: {error.strerror}") from None
-
-
-def _problem(error: Any) -> str:
-    name = "_".join(str(part) for part in error["loc"][:1]).upper() or "settings"
-    return f"POSTROOM_{name}: {error['msg'].removeprefix('Value error, ')}"
