@@ -274,6 +274,13 @@ def test_what_is_larger_than_its_limit_is_told_so() -> None:
     assert (leave.count, leave.binds, leave.wait) == (0, Limit.RECIPIENTS, None)
 
 
+def test_what_is_larger_than_its_share_goes_alone() -> None:
+    """Five in a hundred are kept for high: a mail to 98 must not wait for ever."""
+    book = Book(Limits(recipients=Rate.parse("100/h"), reserve_high=5))
+    assert book.ask(0, [("a", Cost(1, 1, 98))], until=9, high=False).count == 1
+    assert book.ask(1, [("b", Cost(1, 1, 1))], until=9, high=False).count == 0
+
+
 @pytest.mark.parametrize("text", ["10000/10min", "300/10s", "9500/24h", "1000000/744h"])
 def test_the_books_of_a_mailbox_stay_below_20_kb(redis_url: str, text: str) -> None:
     """Whatever the limit: a day of steady work in every window at once."""

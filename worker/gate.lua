@@ -91,16 +91,15 @@ local function field(name) return tonumber(redis.call('HGET', gate, name) or '0'
 -- ---- what the call says ------------------------------------------------------------------------
 
 local shape, most_slots
-local amount, span = {}, {}
+local whole, amount, span = {}, {}, {}
 local life = FORGET_MS  -- of all keys: longer than the longest window
 
 local function read_limits()
   shape, most_slots = take(), number('slots')
   local kept = number('reserve')
   for w = 1, WINDOWS do
-    local whole = number('amount')
-    span[w] = number('span')
-    amount[w] = whole - math.floor(whole * kept / 100)
+    whole[w], span[w] = number('amount'), number('span')
+    amount[w] = whole[w] - math.floor(whole[w] * kept / 100)
     life = math.max(life, span[w] + 3600000)
   end
 end
@@ -291,8 +290,9 @@ local function binds(used, costs, first, cost)
   local name, longest_wait
   for w = 1, WINDOWS do
     if span[w] >= 0 then
-      if cost[w] > amount[w] then return NAMES[w], -1 end
-      local surplus = costs[w] + sum_of(w) + cost[w] - amount[w]
+      if cost[w] > whole[w] then return NAMES[w], -1 end
+      -- One that is larger than its share still goes, alone.
+      local surplus = costs[w] + sum_of(w) + cost[w] - math.max(amount[w], cost[w])
       if cost[w] > 0 and surplus > 0 then
         local wait = until_forgotten(w, surplus) or (first or now + 1) - now
         if not name or wait > longest_wait then name, longest_wait = NAMES[w], wait end

@@ -253,10 +253,11 @@ class Book:
         for limit, window in self.windows.items():
             rate = self.limits.rate(limit)
             assert rate is not None  # noqa: S101  # its window stands here
-            most = share(rate.amount, 0 if high else self.limits.reserve_high)
             need = cost.of(limit)
-            if need > most:
+            if need > rate.amount:
                 return limit, None
+            most = share(rate.amount, 0 if high else self.limits.reserve_high)
+            most = max(most, need)  # one that is larger than its share still goes, alone
             surplus = self.used(limit) + need - most
             if need and surplus > 0:
                 wait = window.wait(now, surplus)
