@@ -99,12 +99,14 @@ def message(row: int, state: str, fence: int) -> Row:
 
 def attempt(row: int, fence: int, outcome: str, *, late: bool = False) -> Row:
     return {"message_id": f"m-{row}", "fence": fence, "late": late, "outcome": outcome,
-            "request_id": f"r-{row}-{fence}"}  # fmt: skip
+            "request_id": f"r-{row}-{fence}", "client_request_id": f"c-{row}-{fence}",
+            "code": None}  # fmt: skip
 
 
 def entry(row: int, fence: int, **changes: Any) -> Row:
     return {"recipients": [address(KEY, row)], "marker": f"m-{row}", "time": 1.0,
-            "subject": subject(KEY, row), "request_id": f"r-{row}-{fence}", **changes}  # fmt: skip
+            "subject": subject(KEY, row), "request_id": f"r-{row}-{fence}",
+            "client_request_id": f"c-{row}-{fence}", **changes}  # fmt: skip
 
 
 def with_row(h: History, row: int, **changes: Any) -> History:
@@ -156,8 +158,13 @@ BUGS: dict[str, tuple[Corruption, str]] = {
         lambda h: with_row(h, 3, state="queued", doubt=False), "contradiction",
     ),
     "the 202 of another message is recorded": (
-        lambda h: h.changed(attempts=[{**a, "request_id": "r-1-1"} if a["message_id"] == "m-2"
-                                      else a for a in h.attempts]),
+        lambda h: h.changed(attempts=[{**a, "client_request_id": "c-1-1"}
+                                      if a["message_id"] == "m-2" else a for a in h.attempts]),
+        "evidence",
+    ),
+    "a look finds what was never sent": (
+        lambda h: more(h, attempts=[{**attempt(4, 1, "accepted", late=True),
+                                     "code": "FoundInMailbox"}]),
         "evidence",
     ),
     "what was never tried is unknown": (

@@ -85,7 +85,8 @@ def _values(state: State, doubt: bool) -> dict[str, Any]:
 def _possible(state: State, doubt: bool) -> bool:
     if state is State.UNKNOWN:
         return doubt
-    return not doubt or state not in {State.FAILED, State.CANCELLED, State.EXPIRED}
+    not_sent = {State.FAILED, State.CANCELLED, State.EXPIRED, State.SUPPRESSED}
+    return not doubt or state not in not_sent
 
 
 #: Where a message can be: its state, whether in doubt, whether its batch is cancelled.

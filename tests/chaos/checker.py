@@ -14,6 +14,7 @@ from tests.chaos.history import History, Row
 from tests.chaos.producer import address, subject
 
 NOT_SENT = {"failed", "cancelled", "expired", "suppressed"}
+FOUND = "FoundInMailbox"
 AT_REST = {"sent", "unknown", *NOT_SENT}
 
 
@@ -113,13 +114,20 @@ def _contradiction(b: Books) -> Iterator[str]:
 
 
 def _evidence(b: Books) -> Iterator[str]:
-    """An attempt that says accepted names an answer that Graph gave for this very message."""
-    given = {entry["request_id"]: entry["marker"] for entry in b.history.ledger}
+    """An attempt that says accepted names an exchange in which Graph accepted this very message.
+
+    By our own id of the exchange: an answer may be cut before Graph's id of it. What a look found
+    was no exchange, and names the mail.
+    """
+    ours = {entry["client_request_id"]: entry for entry in b.history.ledger}
+    sent = {entry["marker"] for entry in b.history.ledger}
     for attempt in b.history.attempts:
-        if attempt["outcome"] == "accepted":
-            marker = given.get(attempt["request_id"])
-            if marker != attempt["message_id"]:
-                yield f"{attempt['message_id']}: its 202 was given for {marker}"
+        its = attempt["message_id"]
+        if attempt["outcome"] != "accepted" or (attempt["code"] == FOUND and its in sent):
+            continue
+        entry = ours.get(attempt["client_request_id"], {"marker": None, "request_id": None})
+        if entry["marker"] != its or attempt["request_id"] not in (None, entry["request_id"]):
+            yield f"{its}: its 202 was given for {entry['marker']}"
 
 
 def _doubt(b: Books) -> Iterator[str]:

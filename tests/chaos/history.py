@@ -46,8 +46,8 @@ def from_sql(url: str) -> dict[str, list[Row]]:
         "batches": "SELECT id, name, total, sealed_at, finished_at FROM batches",
         "messages": "SELECT id, batch_id, position, recipient, state, doubt, tries, fence, mailbox,"
         " error_code, request_id FROM messages",
-        "attempts": "SELECT message_id, fence, late, outcome, status, code, request_id, worker, at"
-        " FROM attempts ORDER BY at",
+        "attempts": "SELECT message_id, fence, late, outcome, status, code, request_id,"
+        " client_request_id, worker, at FROM attempts ORDER BY at",
     }
     engine = create_engine(url)
     try:
