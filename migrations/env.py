@@ -22,7 +22,7 @@ def _url_and_schema() -> tuple[str, str | None]:
 
 def run() -> None:
     url, schema = _url_and_schema()
-    engine = make_engine(url)
+    engine = make_engine(url, patience=None)
     with engine.connect() as connection:
         if engine.dialect.name == "postgresql":
             # Upgrades that start together wait for each other, however long the first one takes.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ PREFIX = "postroom:"
 EXPIRES = 60.0
 
 
+#: So long may a ring take, in seconds; after one that failed, none is tried for as long.
+RING_PATIENCE = 1.0
 #: A worker looks again so soon for a Redis that went away, in seconds.
 RECONNECT = 1.0
 
@@ -62,8 +65,12 @@ class QuickAMQP(AMQP):
     Connection = QuickConnection
 
 
-def make_app(redis_url: str) -> Celery:
-    """The application, configured for a Redis that restarts, stalls and forgets."""
+def make_app(redis_url: str, patience: float = 30.0) -> Celery:
+    """The application, configured for a Redis that restarts, stalls and forgets.
+
+    `patience`: how long an answer of Redis may take, in seconds. A worker's is far above any
+    stall, because a failed reply costs it a reconnect.
+    """
     app = Celery("postroom", broker=celery_url(redis_url), amqp=QuickAMQP, set_as_current=False)
     app.conf.update(
         broker_connection_retry_on_startup=True,
@@ -71,8 +78,8 @@ def make_app(redis_url: str) -> Celery:
         broker_transport_options={
             "ack_emulation": False,
             "global_keyprefix": PREFIX,
-            "socket_connect_timeout": 2,
-            "socket_timeout": 30,  # far above any stall: a failed reply costs a reconnect
+            "socket_connect_timeout": min(2.0, patience),
+            "socket_timeout": patience,
             "socket_keepalive": True,
             "health_check_interval": 25,
         },
@@ -121,8 +128,9 @@ def backlog_key() -> str:
 class Bell:
     """Sends the doorbell tasks. A ring that fails is no failure: the ticker looks every second."""
 
-    def __init__(self, app: Celery) -> None:
-        self._app = app
+    def __init__(self, redis_url: str) -> None:
+        self._app = make_app(redis_url, RING_PATIENCE)
+        self._silent_until = 0.0  # monotonic
 
     def ingest(self) -> None:
         """Something lies in the inbox."""
@@ -130,7 +138,7 @@ class Bell:
 
     def sweep(self) -> None:
         """Something became due."""
-        self._ring("postroom.sweep")
+        self._ring("postroom.sweep", True)
 
     def deliver(self, mailbox: str) -> None:
         """This mailbox has due work."""
@@ -141,9 +149,15 @@ class Bell:
         self._ring("postroom.finish", batch_id)
 
     def _ring(self, task: str, *args: Any) -> None:
-        # After a restart of Redis, kombu's first try may meet a connection that is dead.
-        if not self._sent(task, args) and not self._sent(task, args):
-            log.warning("the bell of %s was not heard", task)
+        began = time.monotonic()
+        if began < self._silent_until or self._sent(task, args):
+            return
+        # After a restart of Redis, kombu's first try may meet a connection that is dead. Where
+        # that took its time, nobody answers.
+        if time.monotonic() < began + RING_PATIENCE / 2 and self._sent(task, args):
+            return
+        self._silent_until = time.monotonic() + RING_PATIENCE
+        log.warning("the bell of %s was not heard", task)
 
     def _sent(self, task: str, args: Sequence[Any]) -> bool:
         try:

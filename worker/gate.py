@@ -235,6 +235,23 @@ def lane_token() -> str:
     return secrets.token_hex(8)
 
 
+async def unheard(redis: Redis, mailboxes: Sequence[str], span: timedelta) -> list[str]:
+    """Those whose task was sent so long ago or longer, and whose lane has not begun."""
+    pipe = redis.pipeline(transaction=False)
+    pipe.time()
+    for mailbox in mailboxes:
+        pipe.hmget(keys_of(mailbox)[0], "lease", "bell")
+    (seconds, micros), *gates = await pipe.execute()
+    now = seconds * 1000 + micros // 1000
+    span_ms = int(span.total_seconds() * 1000)
+    found = []
+    for mailbox, gate in zip(mailboxes, gates, strict=True):
+        lease, bell = (int(value or 0) for value in gate)
+        if bell and lease <= now and now - bell >= span_ms:
+            found.append(mailbox)
+    return found
+
+
 def _back(given_back: Sequence[Back]) -> list[Any]:
     """BACK of gate.lua. An age is rounded down: what ended counts for longer, never less long."""
     args: list[Any] = [len(given_back)]

@@ -19,6 +19,7 @@ from redis.retry import Retry
 
 from worker.config import Settings
 from worker.inbox import Inbox
+from worker.lanes import Lanes
 from worker.meters import TOKENS, Meters
 from worker.parts import Parts
 from worker.store import Store, Writer, make_engine
@@ -53,6 +54,7 @@ class Runtime:
         self.stop = threading.Event()
         self.crowded = threading.Event()  # tasks wait for a thread of some worker
         self.name = f"{socket.gethostname()}:{self.pid}:{secrets.token_hex(3)}"
+        self.lanes = Lanes()
         self._lock = threading.RLock()
 
     @classmethod
@@ -87,9 +89,9 @@ class Runtime:
     @cached_property
     def bell(self) -> Bell:
         """The doorbell tasks."""
-        from worker.broker import Bell, make_app
+        from worker.broker import Bell
 
-        return Bell(make_app(self.settings.redis_url))
+        return Bell(self.settings.redis_url)
 
     @cached_property
     def callback(self) -> Callback:
@@ -211,7 +213,7 @@ class Runtime:
         """Claims and outcomes of all lanes; for the loop."""
         return Writer(
             self.store.engine, self.store.sending,
-            told=lambda record: self.meters.attempt(record.outcome),
+            told=lambda record: self.meters.attempt(record.outcome), committed=self.lanes.sign,
         )  # fmt: skip
 
     def close(self) -> None:

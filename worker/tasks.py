@@ -8,14 +8,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 from celery import Task, bootsteps, signals
+from celery.worker import state as celery_state
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -25,13 +29,17 @@ from worker.client import Client
 from worker.config import Settings
 from worker.dashboard import set_defaults
 from worker.deliver import SUSPENDED, Deps, Lane, Rules
-from worker.gate import BELL
+from worker.gate import BELL, unheard
 from worker.ingest import ingest
 from worker.logs import dress, scrubbed
 from worker.meters import LEASES, WAITS
 from worker.model import InvalidSettings, OnUnknown, State
 from worker.report import ALIVE, BEAT
+<<<<<<< HEAD
 from worker.store.retention import pseudonym
+=======
+from worker.standstill import Standstill
+>>>>>>> 1a3844d (No silent standstill: lanes begin without a task that nobody hears, and who stands still ends)
 from worker.sweep import mailboxes_of, sweep, tell_ends
 
 log = logging.getLogger(__name__)
@@ -48,6 +56,14 @@ if "flower" in sys.argv:  # Celery has no hook for it, and Flower reads its opti
 TICK = timedelta(seconds=1)
 #: A wait of at most so many seconds is rung after to the moment; longer ones the sweep ends.
 SOON = 10.0
+#: The ticker reads the inbox for so long in one go, in seconds: lanes and leases wait meanwhile.
+READING = 3.0
+#: A task that nobody followed for so long may never be: its lane begins without it.
+UNHEARD = timedelta(seconds=1.5)
+#: The exit status of a worker that stood still: EX_SOFTWARE of sysexits.h.
+EX_STANDSTILL = 70
+#: After a stop, lanes have the request timeout and so much more to land, in seconds.
+LANDING = 5.0
 #: One sweep a tick for all workers together; its mark in Redis lives a little shorter than a tick.
 SWEPT = "postroom:swept"
 
@@ -77,17 +93,7 @@ class Discreet(Task):  # type: ignore[type-arg]  # generic in the stubs alone
 def deliver(mailbox: str) -> dict[str, Any]:
     """Works one mailbox for a while; says what became of its messages."""
     rt = runtime.current()
-    try:
-        pools = {name: list(of) for name, of in rt.pools().items() if mailbox in of}
-    except SQLAlchemyError as error:
-        log.warning("mailbox %s: no answer from SQL (%s)", mailbox, type(error).__name__)
-        return {"waits_for": "the database"}
-    result = rt.call(Lane(_deps(rt), mailbox, pools, rt.settings.limits).run())
-    if result.get("waits_for"):
-        rt.meters.add(WAITS + result["waits_for"])
-    if result.get("waits_for") not in {None, "held", SUSPENDED} and result["seconds"] <= SOON:
-        _ring_after(rt, mailbox, result["seconds"])
-    return result
+    return rt.call(_work(rt, mailbox))
 
 
 @app.task(name="postroom.ingest", base=Discreet, send_events=False)
@@ -97,10 +103,11 @@ def ingest_task() -> dict[str, int]:
 
 
 @app.task(name="postroom.sweep", base=Discreet, send_events=False)
-def sweep_task() -> dict[str, int]:
-    """Wakes lanes, ends what ran out, finishes batches. Only beat rings it."""
+def sweep_task(rung: bool = False) -> dict[str, int]:
+    """Wakes lanes, ends what ran out, finishes batches. `rung`: by whom something became due."""
     rt = runtime.current()
-    rt.redis.set(BEAT, "1", ex=30)
+    if not rung:  # by beat
+        rt.redis.set(BEAT, "1", ex=30)
     return _sweep(rt)
 
 
@@ -144,6 +151,48 @@ def retry_batch(batch_id: str, include_unknown: bool = False) -> dict[str, Any]:
     )
 
 
+async def _work(rt: runtime.Runtime, mailbox: str) -> dict[str, Any]:
+    """A lane from its pools to its end."""
+    with rt.lanes.at_work():
+        try:
+            known = await asyncio.to_thread(rt.pools)
+        except SQLAlchemyError as error:
+            log.warning("mailbox %s: no answer from SQL (%s)", mailbox, type(error).__name__)
+            return {"waits_for": "the database"}
+        pools = {name: list(of) for name, of in known.items() if mailbox in of}
+        result = await Lane(_deps(rt), mailbox, pools, rt.settings.limits).run()
+    if result.get("waits_for"):
+        rt.meters.add(WAITS + result["waits_for"])
+    if result.get("waits_for") not in {None, "held", SUSPENDED} and result["seconds"] <= SOON:
+        _ring_after(rt, mailbox, result["seconds"])
+    return result
+
+
+async def _fill_in(rt: runtime.Runtime, most: int) -> None:
+    """Starts the lanes whose task nobody hears: a broker's connection may be dead without a word.
+
+    Never more lanes than the process has threads for tasks.
+    """
+    begun = set[asyncio.Task[Any]]()
+    while not rt.stop.is_set():
+        await asyncio.sleep(TICK.total_seconds())
+        try:
+            waiting = await _unheard(rt) if rt.lanes.count < most else []
+        except (RedisError, SQLAlchemyError, OSError):
+            continue  # the ticker says so
+        for mailbox in waiting[: most - rt.lanes.count]:
+            log.warning("mailbox %s: nobody heard its task; its lane begins without", mailbox)
+            task = asyncio.create_task(_work(rt, mailbox))
+            begun.add(task)
+            task.add_done_callback(begun.discard)
+
+
+async def _unheard(rt: runtime.Runtime) -> list[str]:
+    targets = await asyncio.to_thread(rt.store.due_targets)
+    pools = await asyncio.to_thread(rt.pools) if targets else {}
+    return await unheard(rt.loops_redis, mailboxes_of(targets, pools), UNHEARD)
+
+
 def _told(status: dict[str, Any]) -> dict[str, int]:
     return {state: n for state, n in status.get("counts", {}).items() if n}
 
@@ -160,11 +209,14 @@ def _deps(rt: runtime.Runtime) -> Deps:
     )  # fmt: skip
 
 
-def _ingest(rt: runtime.Runtime) -> dict[str, int]:
-    rt.parts.drain(rt.name, rt.store.contents.arrive, rt.stop.is_set)
+def _ingest(rt: runtime.Runtime, seconds: float = math.inf) -> dict[str, int]:
+    """`seconds`: leaves the rest to the next who looks."""
+    end = time.monotonic() + seconds
+    enough = lambda: rt.stop.is_set() or time.monotonic() > end  # noqa: E731
+    rt.parts.drain(rt.name, rt.store.contents.arrive, enough)
     return ingest(
         rt.inbox, rt.store, consumer=rt.name, max_age=rt.settings.max_age,
-        wake=lambda targets: _wake(rt, targets, news=True), enough=rt.stop.is_set,
+        wake=lambda targets: _wake(rt, targets, news=True), enough=enough,
     )  # fmt: skip
 
 
@@ -221,6 +273,15 @@ def _quietly(work: Callable[[], Any]) -> None:
         log.exception("a chore failed, and will be tried again")
 
 
+def _end(rt: runtime.Runtime, _why: str) -> None:
+    """Ends this process for its supervisor to start it anew: in order if that is possible."""
+    rt.stop.set()
+    celery_state.should_stop = EX_STANDSTILL  # type: ignore[assignment]
+    seconds = rt.settings.request_timeout.total_seconds() + LANDING
+    time.sleep(seconds)
+    os._exit(EX_STANDSTILL)  # what hangs, hangs: the process must not
+
+
 class Ticker(bootsteps.StartStopStep):
     """Looks after inbox and lanes every second in every worker: no ring, no beat is needed."""
 
@@ -232,22 +293,32 @@ class Ticker(bootsteps.StartStopStep):
                 "start with: celery -A worker worker -P threads"
             )
         self._thread = threading.Thread(target=self._run, name="postroom-ticker", daemon=True)
+        self._most = int(worker.concurrency)
+        self._watch: Standstill | None = None
         super().__init__(worker, **options)
 
     def start(self, _worker: Any) -> None:
         """Begins to tick."""
+        rt = runtime.current()
+        self._watch = Standstill(rt.settings, rt.lanes, partial(_end, rt))
         self._thread.start()
+        self._watch.start()
 
     def stop(self, _worker: Any) -> None:
         """Ends with the worker."""
         runtime.current().stop.set()
+        if self._watch is not None:
+            self._watch.stop()
 
     def _run(self) -> None:
         rt = runtime.current()
+        rt.submit(_fill_in(rt, self._most))
         while not rt.stop.wait(TICK.total_seconds()):
             # Each for itself: an inbox that cannot be read must not keep the lanes asleep.
-            for chore in (self._show, _ingest, self._sweep):
+            for chore in (self._show, partial(_ingest, seconds=READING), self._sweep):
                 _quietly(partial(chore, rt))
+            if self._watch is not None:
+                self._watch.tick()
 
     def _show(self, rt: runtime.Runtime) -> None:
         rt.redis.set(ALIVE + rt.name, "1", ex=5)
@@ -276,7 +347,10 @@ def _shutting_down(**_: Any) -> None:
 
 @signals.worker_shutdown.connect(weak=False)
 def _shutdown(**_: Any) -> None:
-    runtime.current().close()
+    rt = runtime.current()
+    rt.stop.set()
+    rt.lanes.wait_until_idle(rt.settings.request_timeout.total_seconds() + LANDING)
+    rt.close()
 
 
 @signals.celeryd_init.connect(weak=False)

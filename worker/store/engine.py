@@ -22,12 +22,13 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.pool import QueuePool
 
 from worker.model import InvalidSettings, Unavailable
+from worker.store.patience import PATIENCE, limit
 
 log = logging.getLogger(__name__)
 
 #: How long a transaction may wait before it is given up and tried again.
 POSTGRES_OPTIONS = (
-    "-c statement_timeout=15000 -c lock_timeout=3000"
+    "-c statement_timeout=8000 -c lock_timeout=3000"
     " -c idle_in_transaction_session_timeout=15000 -c timezone=UTC"
 )
 
@@ -40,8 +41,13 @@ POSTGRES_LIFE = {
 }
 
 
-def make_engine(url: str, schema: str | None = None, pool_size: int = 5) -> Engine:
-    """An engine for PostgreSQL or SQLite. Raises InvalidSettings on any other URL."""
+def make_engine(
+    url: str, schema: str | None = None, pool_size: int = 5, patience: float | None = PATIENCE
+) -> Engine:
+    """An engine for PostgreSQL or SQLite. Raises InvalidSettings on any other URL.
+
+    `patience`: seconds that a statement may take; None: as long as it likes, for migrations.
+    """
     try:
         parsed = make_url(url)
     except ArgumentError:
@@ -60,6 +66,8 @@ def make_engine(url: str, schema: str | None = None, pool_size: int = 5) -> Engi
             pool_pre_ping=True,
             connect_args={"options": POSTGRES_OPTIONS, "connect_timeout": 2} | POSTGRES_LIFE,
         )
+        if patience is not None:
+            limit(engine, patience)
     elif backend == "sqlite":
         engine = create_engine(
             parsed,

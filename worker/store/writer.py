@@ -42,12 +42,14 @@ class Writer:
     """Group commit for one process. Lives on its event loop; the SQL runs in one thread."""
 
     def __init__(
-        self, engine: Engine, sending: Sending, told: Callable[[ToRecord], None] = lambda _: None
-    ) -> None:
-        """`told` hears of each outcome once it is committed."""
+        self, engine: Engine, sending: Sending, told: Callable[[ToRecord], None] = lambda _: None,
+        committed: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """`told` hears of each outcome once it is committed, `committed` of each transaction."""
         self._engine = engine
         self._told = told
         self._sending = sending
+        self._committed = committed
         self._next = _Work()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="postroom-writer")
         self._running: asyncio.Task[None] | None = None
@@ -98,6 +100,7 @@ class Writer:
                 log.warning("the database does not answer (%s); trying again", name_of(error))
                 await asyncio.sleep(wait)
                 wait, again = min(wait * 2, RETRY_LONGEST), True
+        self._committed()
         taken: set[str] = set()
         for wanted, claim in work.claims:
             mine = [c.id for c in wanted if c.id in claimed and c.id not in taken]
