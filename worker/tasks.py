@@ -35,11 +35,8 @@ from worker.logs import dress, scrubbed
 from worker.meters import LEASES, WAITS
 from worker.model import InvalidSettings, OnUnknown, State
 from worker.report import ALIVE, BEAT
-<<<<<<< HEAD
-from worker.store.retention import pseudonym
-=======
 from worker.standstill import Standstill
->>>>>>> 1a3844d (No silent standstill: lanes begin without a task that nobody hears, and who stands still ends)
+from worker.store.retention import pseudonym
 from worker.sweep import mailboxes_of, sweep, tell_ends
 
 log = logging.getLogger(__name__)
