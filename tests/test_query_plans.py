@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import event
 
 from tests.store_kit import MAILBOX, Kit, opened, postgresql_only
+from worker.model import State
 from worker.store import chores
+from worker.store.finding import Wanted
 from worker.store.statements import due_queues
 
 pytestmark = postgresql_only
@@ -26,9 +29,10 @@ FILL = """
     INSERT INTO queues (id, batch_id, target_kind, target, priority)
     SELECT gen_random_uuid(), id, target_kind, target, priority FROM batches
     WHERE finished_at IS NOT NULL;
-    INSERT INTO messages (id, batch_id, queue_id, position, recipients, state, due_at,
+    INSERT INTO messages (id, batch_id, queue_id, position, recipient, recipients, state, due_at,
                           deadline_at, sent_at)
-    SELECT gen_random_uuid(), q.batch_id, q.id, n, 1, 'sent', now(), now(), now()
+    SELECT gen_random_uuid(), q.batch_id, q.id, n, q.target || n || '@example.com', 1, 'sent',
+           now() - n * interval '1 hour', now(), now()
     FROM queues AS q, generate_series(1, 20) AS n WHERE q.batch_id <> :batch;
     INSERT INTO messages (id, batch_id, queue_id, position, recipients, content, state, due_at,
                           deadline_at)
@@ -54,6 +58,14 @@ def kit(migrated_url: str) -> Iterator[Kit]:
 
 def plans(kit: Kit, work: Callable[[Any], object]) -> list[dict[str, Any]]:
     """The nodes of the plans of all statements that `work(connection)` runs."""
+    with kit.engine.connect() as connection:
+        found = plans_of(kit, lambda: work(connection))
+        connection.rollback()
+        return found
+
+
+def plans_of(kit: Kit, work: Callable[[], object]) -> list[dict[str, Any]]:
+    """The same for what `work` runs on connections of its own."""
     said: list[tuple[str, Any]] = []
 
     def note(_c: Any, _cur: Any, statement: str, parameters: Any, _ctx: Any, many: bool) -> None:
@@ -61,10 +73,9 @@ def plans(kit: Kit, work: Callable[[Any], object]) -> list[dict[str, Any]]:
             said.append((statement, parameters))
 
     event.listen(kit.engine, "before_cursor_execute", note)
+    work()
+    event.remove(kit.engine, "before_cursor_execute", note)
     with kit.engine.connect() as connection:
-        work(connection)
-        event.remove(kit.engine, "before_cursor_execute", note)
-        connection.rollback()
         found = [
             connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {one}", values).scalar_one()
             for one, values in said
@@ -110,6 +121,44 @@ def test_the_frequent_statements_use_their_indexes(kit: Kit) -> None:
     assert "ix_queues_next" in indexes(look)
     assert "ix_messages_leases" in indexes(leases)
     assert "ix_messages_due" in indexes(correct)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        (Wanted(to="Somebody@example.com"), "ix_messages_recipient"),
+        (Wanted(state=State.FAILED), "ix_messages_ended"),
+        (Wanted(state=State.SUPPRESSED), "ix_messages_ended"),
+        (Wanted(code="ErrorInvalidRecipients"), "ix_messages_code"),
+        (Wanted(state=State.SENT), "ix_messages_when"),
+        (Wanted(state=State.QUEUED), None),
+        (Wanted(state=State.SENDING), None),
+        (Wanted(to="somebody@example.com", state=State.SENT), "ix_messages_recipient"),
+    ],
+)
+def test_a_page_of_messages_is_found_through_an_index(
+    kit: Kit, wanted: Wanted, index: str | None
+) -> None:
+    """However many messages there are, the first page and the next cost the same."""
+    [[due]] = kit.sql("SELECT now() - interval '10 hours'")
+    for after in (None, f"{due.isoformat()}/{uuid.uuid4()}"):
+        found = plans_of(kit, partial(kit.store.finding.messages, wanted, 50, after))
+
+        assert indexes(found) >= ({index} if index else set())
+    batch, _ = a_batch(kit)
+    within = plans_of(kit, lambda: kit.store.finding.messages(Wanted(batch_id=batch), 50, "40000"))
+    assert "ix_messages_batch_position" in indexes(within)
+
+
+def test_the_newest_batches_are_found_through_an_index(kit: Kit) -> None:
+    """Thousands of older ones are not looked at."""
+    kit.sql("UPDATE batches SET created_at = now() - random() * interval '100 days'")
+    kit.sql("ANALYZE batches")
+
+    found = plans_of(kit, lambda: kit.store.finding.batches(20))
+
+    used = {n.get("Index Name") for n in found if n.get("Relation Name") == "batches"}
+    assert used == {"ix_batches_created"}
 
 
 def test_the_end_of_batches_is_found_through_indexes(kit: Kit) -> None:

@@ -70,7 +70,7 @@ def test_the_newest_batches_are_listed_first(kit: Kit) -> None:
     at = datetime.now(UTC)
     ids = [kit.batch(created_at=at - timedelta(minutes=n))[0].id for n in (3, 1, 2)]
 
-    assert [b["batch_id"] for b in kit.store.batch_list(2)] == [ids[1], ids[2]]
+    assert [b["batch_id"] for b in kit.store.finding.batches(2)] == [ids[1], ids[2]]
 
 
 def test_an_export_gives_every_row_in_the_order_of_the_input(kit: Kit) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from worker.cli import output
-from worker.cli.doors import NO_WORKER, Json, an_id, migrated, workers
+from worker.cli.doors import NO_WORKER, Json, an_id, migrated, start_of, workers
 from worker.model import BatchState, State
 from worker.staging import Staging
 
@@ -41,12 +41,24 @@ class Format(StrEnum):
 
 @app.command("list")
 def list_(
+    *,
+    state: Annotated[BatchState | None, typer.Option(help="Only those in this state.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only those whose name holds this.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Created then or later: 2026-10-25T09:00+02:00 or 2h, 7d.")
+    ] = None,
+    sender: Annotated[str | None, typer.Option(help="Only those of this mailbox or pool.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 50,
     json: Json = False,
 ) -> None:
     """The newest batches, with their counts."""
+    from worker.client import Client
+
+    start = start_of(since) if since else None
     with migrated() as rt:
-        found = rt.store.batch_list(limit)
+        found = Client(lambda: rt).batches(
+            state=state, name=name, since=start, sender=sender, limit=limit
+        )
     if json:
         output.print_json(found)
         return
@@ -99,7 +111,7 @@ def export(
         report.status(rt.store, rt.inbox, wanted, rt.pools())  # raises NotFound
         rows = rt.store.export(wanted)
         if json:
-            _write_array(rows)
+            output.write_array(rows)
         elif format is Format.JSONL:
             for row in rows:
                 sys.stdout.write(output.as_json(row) + "\n")
@@ -161,11 +173,3 @@ def _write_csv(rows: Iterable[Mapping[str, Any]]) -> None:
     for row in rows:
         cells = (output.plain(row[name]) for name in _COLUMNS)
         writer.writerow(cells)
-
-
-def _write_array(rows: Iterable[Mapping[str, Any]]) -> None:
-    before = "["
-    for row in rows:
-        sys.stdout.write(f"{before}{output.as_json(row)}")
-        before = ",\n"
-    sys.stdout.write("[]\n" if before == "[" else "]\n")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any
 
 import typer
 
 from worker.cli import batch, output
 from worker.cli.batch import BatchId
-from worker.cli.doors import NO_WORKER, By, Json, Why, an_id, login, migrated, workers
+from worker.cli.doors import NO_WORKER, By, Json, Why, an_id, login, migrated, start_of, workers
 from worker.model import BatchState
 
 app = batch.app
@@ -62,7 +62,7 @@ def retry(
     json: Json = False,
 ) -> None:
     """Queues the failed messages again, with fresh tries."""
-    start = None if since is None else _start(since)
+    start = None if since is None else start_of(since)
     with migrated() as rt:
         start = rt.inbox.now() - start if isinstance(start, timedelta) else start
         done = _client(rt).retry(
@@ -93,23 +93,3 @@ def _show(done: Mapping[str, Any], json: bool, *names: str) -> None:
     numbers = ", ".join(f"{done[name]} {name.replace('_', ' ')}" for name in names)
     more = "; not all of it has arrived" if done["state"] == BatchState.OPEN else ""
     output.say(f"batch {done['batch_id']} is {done['state']}: {numbers}{more}")
-
-
-def _start(text: str) -> datetime | timedelta:
-    """A time with its zone, or how long ago."""
-    from worker.config import duration
-
-    try:
-        return duration(text)
-    except ValueError:
-        pass
-    try:
-        instant = datetime.fromisoformat(text)
-    except ValueError:
-        instant = None
-    if instant is None or instant.utcoffset() is None:
-        raise typer.BadParameter(
-            f"{text!r}: give a time with its zone, e.g. 2026-10-25T09:00+02:00, or 90min, 2h, 3d",
-            param_hint="--since",
-        )
-    return instant

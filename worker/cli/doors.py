@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -85,6 +86,26 @@ def an_id(text: str, what: str) -> str:
         return str(uuid.UUID(text))
     except ValueError:
         raise NotFound(f"no {what} {text!r}: an id is a UUID") from None
+
+
+def start_of(text: str) -> datetime | timedelta:
+    """A time with its zone, or how long ago."""
+    from worker.config import duration
+
+    try:
+        return duration(text)
+    except ValueError:
+        pass
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        instant = None
+    if instant is None or instant.utcoffset() is None:
+        raise typer.BadParameter(
+            f"{text!r}: give a time with its zone, e.g. 2026-10-25T09:00+02:00, or 90min, 2h, 3d",
+            param_hint="--since",
+        )
+    return instant
 
 
 def login() -> str:

@@ -107,3 +107,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     return value if value is None or isinstance(value, str | int | float) else str(value)
+
+
+def write_array(rows: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON array, row by row: the document of --json in flat memory."""
+    before = "["
+    for row in rows:
+        sys.stdout.write(f"{before}{as_json(row)}")
+        before = ",\n"
+    sys.stdout.write("[]\n" if before == "[" else "]\n")

@@ -22,6 +22,7 @@ from worker.client.asking import ask, is_pool, known_id
 from worker.client.control import Control
 from worker.client.door import Door, open_template, rows
 from worker.client.keeper import Keeper
+from worker.client.lists import Lists
 from worker.client.spool import Spool
 from worker.inbox import Batch
 from worker.model import (
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 SPOOL_BYTES = 8 * 1024 * 1024
 
 
-class Client(Control):
+class Client(Control, Lists):
     """What an application holds. Safe for threads and forks: it keeps no connection itself."""
 
     def __init__(self, runtime: Callable[[], Runtime]) -> None:

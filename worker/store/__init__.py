@@ -21,6 +21,7 @@ from worker.store.control import Control
 from worker.store.drafts import Drafts
 from worker.store.engine import make_engine, newest_revision, revision, upgrade
 from worker.store.gauges import Gauges
+from worker.store.finding import Finding
 from worker.store.history import History
 from worker.store.mailboxes import Mailboxes
 from worker.store.retention import Retention
@@ -63,6 +64,7 @@ class Store(Transactions):
         self.suppressions = Suppressions(engine)
         self.gauges = Gauges(engine)
         self.retention = Retention(engine)
+        self.finding = Finding(engine)
 
     def look(
         self, mailbox: str, pools: Mapping[str, Sequence[str]], turns: Mapping[str, int], count: int
@@ -148,11 +150,6 @@ class Store(Transactions):
         """State, total and counts of a batch as far as it arrived; None where it did not."""
         with self._reading() as connection:
             return batches.status(connection, batch_id)
-
-    def batch_list(self, limit: int = 50) -> list[dict[str, Any]]:
-        """The newest batches first, with their counts."""
-        with self._reading() as connection:
-            return batches.newest(connection, limit)
 
     def export(self, batch_id: str) -> Iterable[dict[str, Any]]:
         """Every message of a batch in the order of its input, in flat memory.

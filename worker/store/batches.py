@@ -78,15 +78,6 @@ def _rate(connection: Connection, batch_id: str) -> int:
     ).scalar_one()
 
 
-def newest(connection: Connection, limit: int) -> list[dict[str, Any]]:
-    """The newest batches first."""
-    rows = connection.execute(
-        select(batches.c.id).order_by(batches.c.created_at.desc(), batches.c.id).limit(limit)
-    )
-    found = (status(connection, batch_id) for batch_id in rows.scalars().all())
-    return [one for one in found if one is not None]
-
-
 def page(connection: Connection, batch_id: str, last: int) -> list[dict[str, Any]]:
     """The next messages of a batch after position `last`, at most PAGE."""
     rows = connection.execute(

@@ -53,6 +53,9 @@ def _partial(name: str, where: str, *columns: str) -> Index:
     return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
 
 
+#: The states of messages that came to another end than sent.
+ENDED = "state IN ('failed', 'unknown', 'cancelled', 'expired', 'suppressed')"
+
 batches = Table(
     "batches",
     metadata,
@@ -170,13 +173,7 @@ messages = Table(
     # For `message find`: by address, by what seldom happens, by code, and else the newest first.
     Index("ix_messages_recipient", func.lower(text("recipient"))),
     Index("ix_messages_when", "due_at", "id"),
-    _partial(
-        "ix_messages_ended",
-        "state IN ('failed', 'unknown', 'cancelled', 'expired', 'suppressed')",
-        "state",
-        "due_at",
-        "id",
-    ),
+    _partial("ix_messages_ended", ENDED, "state", "due_at", "id"),
     _partial("ix_messages_code", "error_code IS NOT NULL", "error_code", "due_at", "id"),
 )
 
