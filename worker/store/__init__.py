@@ -20,8 +20,8 @@ from worker.store.contents import Contents
 from worker.store.control import Control
 from worker.store.drafts import Drafts
 from worker.store.engine import make_engine, newest_revision, revision, upgrade
-from worker.store.gauges import Gauges
 from worker.store.finding import Finding
+from worker.store.gauges import Gauges
 from worker.store.history import History
 from worker.store.mailboxes import Mailboxes
 from worker.store.retention import Retention
