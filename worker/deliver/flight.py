@@ -45,6 +45,10 @@ TROUBLE: Mapping[type[Outcome], timedelta] = {
     Blocked: timedelta(seconds=4),  # then the mailbox is suspended
 }
 
+#: A message that the cooldown keeps back is due a little before its end: the lane that is woken at
+#: the end finds it.
+EARLY = timedelta(milliseconds=200)
+
 #: What a request came to for the windows, by its outcome.
 USED: Mapping[type[Outcome], Used] = {
     Accepted: Used.ALL,
@@ -152,8 +156,8 @@ class Flight:
         rests = verdict.cooldown or outcome.answer.code == RESTING
         if verdict.state is State.QUEUED and rests and not isinstance(outcome, Unknown):
             # Where one mailbox rests, the others of its pool go on.
-            delay = timedelta(0) if self.prepared.shared else max(verdict.delay, self.rest.left)
-            verdict = replace(verdict, delay=delay)
+            rest = timedelta(0) if self.prepared.shared else max(verdict.delay, self.rest.left)
+            verdict = replace(verdict, delay=max(rest - EARLY, timedelta(0)))
         return verdict
 
     async def _warn(self, deps: Deps, outcome: Outcome, verdict: Verdict) -> None:
