@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 import redis
+import yaml
 from celery.bin.celery import celery
 
 from tests.support import clean_environment
 from tests.test_compose import SETTINGS, check_command
 from tests.test_spine import Service, service, simulator_options
+from worker.config import Settings
 from worker.model import Message
 from worker.report import BEAT
 
@@ -137,3 +139,23 @@ def test_every_setting_of_the_set_up_has_its_step() -> None:
     for name in ("TENANT_ID", "CLIENT_ID", "CLIENT_SECRET_FILE", "CLIENT_CERTIFICATE_FILE",
                  "AUTHORITY", "GRAPH_URL"):  # fmt: skip
         assert f"POSTROOM_{name}" in text
+
+
+def test_the_manifests_for_kubernetes_fit_the_code() -> None:
+    """Commands, settings and probes exist; the grace period is longer than a request."""
+    [text] = blocks(ROOT / "docs" / "scaling.md", "yaml")
+    manifests = list(yaml.safe_load_all(text))
+    config = next(one for one in manifests if one["kind"] == "ConfigMap")
+    assert set(config["data"]) <= SETTINGS
+    for deployment in (one for one in manifests if one["kind"] == "Deployment"):
+        spec = deployment["spec"]["template"]["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            probes = [container[name]["exec"]["command"] for name in container if "Probe" in name]
+            for words in [container["args"], *probes]:
+                if words[0] == "postroom":
+                    check_command(words[1:])
+                else:
+                    check_celery(words[1:])
+    worker = manifests[0]["spec"]["template"]["spec"]
+    assert worker["terminationGracePeriodSeconds"] > Settings().request_timeout.total_seconds() + 15

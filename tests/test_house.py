@@ -15,6 +15,19 @@ ROOMS = sorted((ROOT / "worker").rglob("*.py"))
 LONGEST_FUNCTION = 40
 LARGEST_ROOM = 300
 
+SETTINGS = ROOT / "docs" / "settings.md"
+SETTINGS_HEAD = """# Settings
+
+Made from the code: `python -m tests.test_house` writes this page anew.
+
+A value is taken from the environment; else from a file `.env` in the working directory; else from a
+file called like the setting in the directory that `POSTROOM_SECRETS_DIR` names
+(`/run/secrets/postroom_redis_url`). What ends in `_FILE` names a file that is read anew whenever it
+is needed, so that a changed secret is taken up without a restart. Durations: `90s`, `5min`, `24h`,
+`30d`; a bare number is seconds. `postroom doctor` names what is missing, wrong or misspelt.
+
+"""
+
 #: Written so that this file does not match.
 REGISTRIES = re.compile(r"pypi\.org|pythonhosted\.org|registry\.npmjs|npmjs\.com|index-url[ =]")
 MACHINE_PATHS = re.compile(r"(?<![\w.])[/](work|root|opt/pypi|tmp/v|home/\w+)/")
@@ -71,17 +84,18 @@ def test_every_pinned_requirement_has_the_hashes_of_all_its_files() -> None:
         assert poor == [], pins.name
 
 
-def test_the_readme_tells_every_setting_as_the_code_has_it() -> None:
-    """The table is made from the code: python -m tests.test_house prints it anew."""
-    readme = (ROOT / "README.md").read_text()
+def test_the_document_of_settings_has_every_setting_as_the_code_has_it() -> None:
+    """It is made from the code: python -m tests.test_house writes it anew."""
+    assert SETTINGS.read_text() == settings_document()
 
-    told = readme.partition("<!-- settings -->\n")[2].partition("<!-- /settings -->")[0]
 
-    assert told == settings_table()
+def settings_document() -> str:
+    """docs/settings.md: where values come from, and the table."""
+    return SETTINGS_HEAD + settings_table()
 
 
 def settings_table() -> str:
-    """README's table of settings: name, default, meaning."""
+    """The settings: name, default, meaning."""
     lines = ["| setting | default | |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
         default = field.get_default(call_default_factory=True)
@@ -139,4 +153,4 @@ def our_files() -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    print(settings_table(), end="")  # noqa: T201  (the one purpose of this line)
+    SETTINGS.write_text(settings_document())
