@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-#: For each task: what it works at and what became of it, before when and where.
-COLUMNS = "name,args,result,state,received,runtime,worker,exception"
+#: For each task what it works at and what became of it, before when and where.
+COLUMNS = "name,state,args,result,exception,received,runtime,worker"
 
 
 def set_defaults(basic_auth: str | None) -> None:
