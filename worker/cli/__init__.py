@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
@@ -113,7 +113,10 @@ def _simulate_for_programs(port: int, words: Sequence[str]) -> None:
     from worker.simulator import Simulator
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with suppress(KeyboardInterrupt), TemporaryDirectory(prefix="postroom-simulator-") as directory:
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        TemporaryDirectory(prefix="postroom-simulator-") as directory,
+    ):
         try:
             running = Simulator(directory, port=port, **dict(_options(words)))
         except ValueError as error:
