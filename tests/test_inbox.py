@@ -25,7 +25,13 @@ def append(
     inbox: Inbox, number: int, body: bytes = b"[1]", batch: Batch = BATCH, budget: int = PLENTY
 ):
     return inbox.append_chunk(
-        batch, number, count=10, digest=f"c{number}", body=body, budget=budget
+        batch,
+        number,
+        count=10,
+        first=10 * number - 9,
+        digest=f"c{number}",
+        body=body,
+        budget=budget,
     )
 
 

@@ -26,6 +26,10 @@ STREAM = "postroom:inbox"
 GROUP = "postroom"
 BYTES = "postroom:inbox:bytes"
 BELL = "postroom:inbox:bell"
+#: What could not be read, and belongs to no batch; for a person to look at.
+ASIDE = "postroom:inbox:aside"
+#: How often each chunk was tried that had been given out before: a reader may have died of it.
+SUSPECTS = "postroom:inbox:suspects"
 #: A ring that nobody followed is repeated after this long, in milliseconds.
 BELL_MS = 1000
 #: How long a whole batch is remembered in Redis, so that a repeat needs no SQL.
@@ -61,9 +65,11 @@ class Entry:
     batch_id: str
     number: int
     count: int
+    first: int  #: the position of its first message; 0 where it does not say
     digest: str
     body: bytes
     deliveries: int  #: how often it was given to a reader, this time included
+    trouble: str | None = None  #: why it is no chunk at all; None: it is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +103,16 @@ class Inbox:
         return datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=micros)
 
     def append_chunk(
-        self, batch: Batch, number: int, *, count: int, digest: str, body: bytes, budget: int
-    ) -> Appended:
-        """Appends chunk `number` (from 1) of `count` messages unless it is there.
+        self, batch: Batch, number: int, *, count: int, first: int, digest: str, body: bytes,
+        budget: int,
+    ) -> Appended:  # fmt: skip
+        """Appends chunk `number` (from 1) of `count` messages, from position `first`, unless it is
+        there.
 
         `budget`: bytes that may wait. Raises IdempotencyConflict, InboxFull, Unavailable.
         """
         args: list[Any] = ["append", batch.id, number, batch.digest, batch.head, batch.chunks,
-                           batch.messages, count, digest, body, budget, BELL_MS]  # fmt: skip
+                           batch.messages, count, digest, body, budget, BELL_MS, first]  # fmt: skip
         try:
             word, ring = self._script(keys=[STREAM, BYTES, BELL, _key(batch.id)], args=args)
         except RedisError as error:
@@ -149,6 +157,24 @@ class Inbox:
             args += [entry.id, len(entry.body)]
         return int(self._script(keys=[STREAM, BYTES, BELL, _key("")], args=args))
 
+    def suspect(self, entry: Entry) -> int:
+        """A chunk is about to be tried again: how often that has ended without a word, with this.
+
+        A reader that fails in order says so by `cleared`; one that dies does not.
+        """
+        return int(self._redis.hincrby(SUSPECTS, entry.id, 1))
+
+    def cleared(self, entry: Entry) -> None:
+        """The reader of a suspect lives."""
+        self._redis.hdel(SUSPECTS, entry.id)
+
+    def set_aside(self, entry: Entry, why: str) -> None:
+        """Keeps a chunk that nothing can be made of, out of the others' way."""
+        fields = {"batch": entry.batch_id, "n": entry.number, "count": entry.count,
+                  "first": entry.first, "digest": entry.digest, "body": entry.body,
+                  "why": why}  # fmt: skip
+        self._redis.xadd(ASIDE, fields)
+
     def batch(self, batch_id: str) -> dict[str, Any] | None:
         """What Redis knows of a batch, or None.
 
@@ -188,6 +214,8 @@ class Inbox:
     def _read(self, consumer: str, count: int, idle_ms: int) -> list[Entry]:
         answer = self._redis.xautoclaim(STREAM, GROUP, consumer, idle_ms, "0-0", count=count)
         claimed = [(i, f) for i, f in answer[1] if f]
+        if gone := [i for i, f in answer[1] if not f]:  # deleted by hand, and still pending
+            self._redis.xack(STREAM, GROUP, *gone)
         deliveries = self._deliveries(claimed)
         fresh: list[Any] = []
         if len(claimed) < count:
@@ -217,7 +245,7 @@ def _key(batch_id: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _of_stream(answer: Any) -> list[Any]:
@@ -232,16 +260,26 @@ def _of_stream(answer: Any) -> list[Any]:
 
 def _entry(entry_id: Any, fields: Mapping[Any, Any], deliveries: int) -> Entry:
     of = {_text(key): value for key, value in fields.items()}
-    body = of["body"]
+    body = of.get("body", b"")
+    numbers = {name: _number(of.get(name)) for name in ("n", "count", "first")}
+    whole = {"batch", "digest", "body"} <= of.keys() and numbers["n"] and numbers["count"]
     return Entry(
         id=_text(entry_id),
-        batch_id=_text(of["batch"]),
-        number=int(of["n"]),
-        count=int(of["count"]),
-        digest=_text(of["digest"]),
+        batch_id=_text(of.get("batch", "")),
+        number=numbers["n"],
+        count=numbers["count"],
+        first=numbers["first"],
+        digest=_text(of.get("digest", "")),
         body=body if isinstance(body, bytes) else body.encode(),
         deliveries=deliveries,
+        trouble=None if whole else "it is no chunk of a batch",
     )
+
+
+def _number(value: Any) -> int:
+    """A number from 1; 0 where it is none."""
+    text = _text(value)
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
 
 
 def _ours(error: RedisError, batch_id: str | None) -> Unavailable | InboxFull:

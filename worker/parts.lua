@@ -10,6 +10,8 @@
 --   append sha size n part budget   -> "created" | "exists" | "full"
 --   done   forget_s id bytes sha    -> 1 if it was taken away now; twice is harmless
 
+redis.replicate_commands()  -- INFO is no constant
+
 local stream, bytes, hash, inbox = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
 if ARGV[1] == 'done' then
@@ -30,6 +32,14 @@ if redis.call('HEXISTS', hash, n) == 1 then return 'exists' end
 local waiting = tonumber(redis.call('GET', bytes) or '0') + tonumber(redis.call('GET', inbox) or '0')
 -- What is larger than the whole budget passes alone: else it never would.
 if waiting > 0 and waiting + #part > tonumber(budget) then return 'full' end
+
+-- Well before Redis itself is full, as in inbox.lua.
+local info = redis.pcall('INFO', 'memory')
+if type(info) == 'string' then
+  local most = tonumber(string.match(info, 'maxmemory:(%d+)') or '0')
+  local used = tonumber(string.match(info, 'used_memory:(%d+)') or '0')
+  if most > 0 and used + 2 * #part > 0.8 * most then return 'full' end
+end
 
 -- The first write is one that a full Redis refuses, so that it refuses all of it.
 if redis.call('EXISTS', stream) == 0 then

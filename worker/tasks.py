@@ -29,6 +29,8 @@ from worker.client import Client
 from worker.config import Settings
 from worker.dashboard import set_defaults
 from worker.deliver import SUSPENDED, Deps, Lane, Rules
+from worker.doctor import servers
+from worker.doctor.values import Status, Visit
 from worker.gate import BELL, unheard
 from worker.ingest import ingest
 from worker.logs import dress, scrubbed
@@ -270,6 +272,13 @@ def _quietly(work: Callable[[], Any]) -> None:
         log.exception("a chore failed, and will be tried again")
 
 
+def _say_what_redis_lacks(rt: runtime.Runtime) -> None:
+    """What would lose messages some day is named when a worker starts, with what to do."""
+    for check in servers.redis(Visit(rt)):
+        if check.status in {Status.WARN, Status.FAIL}:
+            log.warning("%s: %s; %s", check.name, check.detail, check.fix)
+
+
 def _end(rt: runtime.Runtime, _why: str) -> None:
     """Ends this process for its supervisor to start it anew: in order if that is possible."""
     rt.stop.set()
@@ -309,6 +318,7 @@ class Ticker(bootsteps.StartStopStep):
 
     def _run(self) -> None:
         rt = runtime.current()
+        _quietly(partial(_say_what_redis_lacks, rt))
         rt.submit(_fill_in(rt, self._most))
         while not rt.stop.wait(TICK.total_seconds()):
             # Each for itself: an inbox that cannot be read must not keep the lanes asleep.

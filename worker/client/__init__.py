@@ -187,8 +187,8 @@ def _append(
                 duplicates += chunk.count
                 continue
             appended = rt.inbox.append_chunk(
-                batch, chunk.number, count=chunk.count, digest=chunk.digest, body=chunk.body,
-                budget=rt.settings.inbox_budget,
+                batch, chunk.number, count=chunk.count, first=chunk.first, digest=chunk.digest,
+                body=chunk.body, budget=rt.settings.inbox_budget,
             )  # fmt: skip
             accepted += chunk.count if appended.created else 0
             duplicates += 0 if appended.created else chunk.count

@@ -11,7 +11,7 @@ from typing import Any
 CHUNK_MESSAGES = 200
 CHUNK_BYTES = 1024 * 1024
 
-_HEAD = struct.Struct(">II32s")
+_HEAD = struct.Struct(">III32s")  # messages, position of the first, bytes, digest
 
 
 class Spool:
@@ -41,7 +41,9 @@ class Spool:
         # Line breaks, not chunks: the digest must not depend on how large chunks are.
         self.digest.update(b"\n" + b"\n".join(self._rows))
         body = b"[" + b",".join(self._rows) + b"]"
-        self._file.write(_HEAD.pack(len(self._rows), len(body), hashlib.sha256(body).digest()))
+        first = int(self._rows[0][1 : self._rows[0].index(b",")])  # a row begins with its position
+        digest = hashlib.sha256(body).digest()
+        self._file.write(_HEAD.pack(len(self._rows), first, len(body), digest))
         self._file.write(body)
         self.chunks += 1
         self.messages += len(self._rows)
@@ -51,13 +53,14 @@ class Spool:
         """The chunks again, from the first."""
         self._file.seek(0)
         for number in range(1, self.chunks + 1):
-            count, size, digest = _HEAD.unpack(self._file.read(_HEAD.size))
-            yield Spooled(number, count, digest.hex(), self._file.read(size))
+            count, first, size, digest = _HEAD.unpack(self._file.read(_HEAD.size))
+            yield Spooled(number, count, first, digest.hex(), self._file.read(size))
 
 
 @dataclass(frozen=True, slots=True)
 class Spooled:
     number: int
     count: int
+    first: int  #: the position of its first message
     digest: str
     body: bytes

@@ -111,6 +111,10 @@ class Store(Transactions):
         heads = list(heads)
         return self._do(lambda connection: arrivals.arrive(connection, heads, chunks))
 
+    def tell_unreadable(self, why: str, batch_id: str | None, detail: Mapping[str, Any]) -> None:
+        """Records that something in the inbox was no chunk of a batch."""
+        self._do(lambda c: arrivals.tell_unreadable(c, why, batch_id=batch_id, detail=detail))
+
     def batch_digest(self, batch_id: str) -> BatchSeen | None:
         """What is known of a batch that is enqueued again; None where it never arrived."""
         with self._reading() as connection:

@@ -16,6 +16,8 @@ from worker.store.clock import now
 from worker.store.schema import batches, chunks, events, messages, queues
 from worker.store.statements import insert_for
 
+#: The error of messages that came in a chunk that could not be read.
+UNREADABLE = "Unreadable"
 #: What a batch's head says that is kept as it is.
 OPTIONS = ("on_finished", "max_failures", "ignore_suppressions", "by")
 
@@ -63,12 +65,23 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some messages of a batch: rows of (position, recipients, recipient, content)."""
+    """Some messages of a batch: rows of (position, recipients, recipient, content).
+
+    `trouble`: why it cannot be read. Then the rows have no content, and end as failed.
+    """
 
     batch_id: str
     number: int
     digest: str
-    rows: Sequence[tuple[int, int, str | None, Mapping[str, Any]]]
+    rows: Sequence[tuple[int, int, str | None, Mapping[str, Any] | None]]
+    trouble: str | None = None
+
+    @classmethod
+    def lost(cls, batch_id: str, number: int, digest: str, positions: range, why: str) -> Self:
+        """A chunk that cannot be read: so many messages at these positions are known to have been
+        in it.
+        """
+        return cls(batch_id, number, digest, [(n, 1, None, None) for n in positions], why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +106,9 @@ def arrive(connection: Connection, heads: Iterable[Head], arrived: Sequence[Chun
         head = known[chunk.batch_id]
         if _is_fresh(connection, chunk, head, locked):
             taken_back = locked[head.id]["cancelled_at"] is not None
-            _write(connection, chunk, [_message(head, row, taken_back) for row in chunk.rows])
-            if not taken_back:
+            state = _first_state(chunk, taken_back)
+            _write(connection, chunk, [_message(head, row, state) for row in chunk.rows])
+            if state is State.QUEUED:
                 touched.add(head.id)
     for batch_id in sorted(touched):
         _wake_queue(connection, known[batch_id])
@@ -107,7 +121,7 @@ def _write(connection: Connection, chunk: Chunk, rows: Sequence[Mapping[str, Any
     insert_new = insert_for(connection.dialect.name)
     if rows:
         connection.execute(insert_new(messages).on_conflict_do_nothing(), rows)
-        contents.used(connection, (row["content"] for row in rows))
+        contents.used(connection, (row["content"] for row in rows if row["content"]))
     connection.execute(
         insert_new(chunks)
         .values(
@@ -116,6 +130,27 @@ def _write(connection: Connection, chunk: Chunk, rows: Sequence[Mapping[str, Any
         )
         .on_conflict_do_nothing()
     )  # fmt: skip
+    if chunk.trouble:
+        detail = {"chunk": chunk.number, "messages": len(rows)}
+        tell_unreadable(connection, chunk.trouble, batch_id=chunk.batch_id, detail=detail)
+
+
+def tell_unreadable(
+    connection: Connection, why: str, *, batch_id: str | None, detail: Mapping[str, Any]
+) -> None:
+    """What came through the inbox and could not be read is on the audit."""
+    connection.execute(
+        insert(events).values(
+            at=now(), kind="unreadable", batch_id=batch_id, by="ingest", why=why,
+            detail=dict(detail),
+        )
+    )  # fmt: skip
+
+
+def _first_state(chunk: Chunk, taken_back: bool) -> State:
+    if chunk.trouble:
+        return State.FAILED
+    return State.CANCELLED if taken_back else State.QUEUED
 
 
 def _open_batches(connection: Connection, known: Mapping[str, Head]) -> dict[str, Any]:
@@ -171,14 +206,14 @@ def _queue(head: Head) -> dict[str, Any]:
 
 
 def _message(
-    head: Head, row: tuple[int, int, str | None, Mapping[str, Any]], taken_back: bool
+    head: Head, row: tuple[int, int, str | None, Mapping[str, Any] | None], state: State
 ) -> dict[str, Any]:
     position, recipients, recipient, content = row
     return {
         "id": message_id_of(head.id, position), "batch_id": head.id, "queue_id": head.queue_id,
         "position": position, "recipient": recipient, "content": content,
         "recipients": recipients, "due_at": head.due_at, "deadline_at": head.deadline_at,
-        "state": State.CANCELLED if taken_back else State.QUEUED,
+        "state": state, "error_code": UNREADABLE if state is State.FAILED else None,
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 T = TypeVar("T")
@@ -38,6 +38,15 @@ def is_conflict(error: Exception) -> bool:
     """Deadlocks, serialization failures and lock waits: worth an immediate second try."""
     state = getattr(getattr(error, "orig", None), "sqlstate", None)
     return state in {"40001", "40P01", "55P03"} or "database is locked" in str(error)
+
+
+def is_of_the_data(error: Exception) -> bool:
+    """Whether the database refuses the values themselves: no later try will be another's fault."""
+    if isinstance(error, DataError | IntegrityError | OverflowError):
+        return True
+    # PostgreSQL: a program limit; SQLAlchemy: a value that no column's type takes.
+    state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
+    return state.startswith("54") or type(error) is StatementError
 
 
 def patiently(work: Callable[[], T], *, chance: Callable[[], float]) -> T:
