@@ -171,7 +171,7 @@ class Message:
     cc: Recipients = ()
     bcc: Recipients = ()
     reply_to: Recipients = ()
-    from_: str | None = None
+    from_: Recipients | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
     attachments: Sequence[Attachment] = ()
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -54,6 +54,11 @@ def recipients(given: Any, path: str) -> tuple[list[dict[str, str]], list[Refuse
     return good, bad
 
 
+def one_person(given: Any) -> dict[str, str]:
+    """An address, a pair (name, address) or a mapping, and only one."""
+    return _recipient(given)
+
+
 def mailbox(value: object) -> str:
     """A sender, in lower case: the address (UPN) of a mailbox, or its GUID."""
     text = line(value, 254, "MBX_SYNTAX", "mailbox")

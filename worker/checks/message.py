@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from worker.checks.addresses import MOST_RECIPIENTS, address, recipients
+from worker.checks.addresses import MOST_RECIPIENTS, one_person, recipients
 from worker.checks.attachments import IN_REQUEST, Keep, attachments
 from worker.checks.text import Refused, body, line, shown
 from worker.checks.values import headers, variables
@@ -164,7 +164,7 @@ def _empty(value: object) -> bool:
 
 def _rest(row: _Row, message: Message, rules: Rules) -> None:
     if message.from_ is not None:
-        row.take("from_", lambda: {"address": address(message.from_)}, "from")
+        row.take("from_", lambda: one_person(message.from_), "from")
     if message.headers or type(message.headers) is not dict:
         row.take("headers", lambda: headers(message.headers))
     if message.importance is not None:

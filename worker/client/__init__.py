@@ -23,6 +23,7 @@ from worker.client.control import Control
 from worker.client.door import Door, open_template, rows
 from worker.client.keeper import Keeper
 from worker.client.lists import Lists
+from worker.client.mail import Mails
 from worker.client.spool import Spool
 from worker.inbox import Batch
 from worker.model import (
@@ -45,7 +46,7 @@ log = logging.getLogger(__name__)
 SPOOL_BYTES = 8 * 1024 * 1024
 
 
-class Client(Control, Lists):
+class Client(Control, Lists, Mails):
     """What an application holds. Safe for threads and forks: it keeps no connection itself."""
 
     def __init__(self, runtime: Callable[[], Runtime]) -> None:
