@@ -12,8 +12,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import control, health, message, output
-from worker.cli import suppress as suppressing
+from worker.cli import control, health, message, output, suppressions
 from worker.cli.demo import demo
 from worker.cli.doctor import doctor
 from worker.cli.doors import Json, explain
@@ -30,7 +29,7 @@ database = typer.Typer(help="The database: upgrade.", no_args_is_help=True)
 app.add_typer(database, name="db")
 app.add_typer(control.app, name="batch")  # batch's own, with what control adds
 app.add_typer(message.app, name="message")
-app.add_typer(suppressing.app, name="suppress")
+app.add_typer(suppressions.app, name="suppress")
 app.add_typer(health.app, name="health")
 app.command()(demo)
 app.command()(send)
