@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import redis
 from sqlalchemy import select, update
 
 from tests.store_kit import AGAIN, MAILBOX, SENT, Kit, answer, opened, to_record
@@ -301,4 +302,64 @@ def test_a_suspended_mailbox_in_a_pool_costs_the_pool_no_message(service: Servic
     assert set(outcomes) == {"blocked"}
     assert 3 <= len(outcomes) <= 6
     assert [one["mailbox"] for one in blocked(service, batch)] == [MAILBOXES[0]]
+    assert {row.tries for row in service.rows(select(messages.c.tries))} == {0}
+
+
+@POSTGRESQL
+def test_an_operators_suspension_holds_at_once_and_a_resume_sends_on(service: Service) -> None:
+    """In the middle of a batch: what is in flight ends, nothing more is claimed; nothing fails."""
+    service.worker("one")
+    batch = service.client.enqueue(
+        some_messages(600), sender=MAILBOXES[0], template=TEMPLATE
+    ).batch_id
+    wait_until(lambda: service.counts(batch)["sent"] > 50, "some are sent")
+
+    assert service.client.suspend_mailbox(MAILBOXES[0], by="ann", why="look")["changed"]
+    wait_until(lambda: not service.counts(batch)["sending"], "what is in flight ends")
+    sent = service.counts(batch)["sent"]
+    [one] = blocked(service, batch)
+    assert (one["code"], one["reason"]) == ("Suspended", "suspended by ann: look")
+    assert not service.client.suspend_mailbox(MAILBOXES[0], by="ann", why="look")["changed"]
+    worker = service.processes.started[-1]
+    rested = "'waits_for': 'its suspension'"
+    wait_until(lambda: "cooling" in worker.tail(10**6) or rested in worker.tail(10**6), "it rests")
+    assert service.counts(batch)["sent"] == sent < 600
+
+    assert service.client.resume_mailbox(MAILBOXES[0], by="ann")["changed"]
+
+    assert service.wait_for_end(batch) == Counter(sent=600)
+    assert set(service.accepted().values()) == {1}
+
+
+@POSTGRESQL
+def test_a_refused_credential_costs_one_request_a_probe_and_no_message(service: Service) -> None:
+    """Two workers, five mailboxes: each is shown as blocked with Entra's code in plain words; one
+    token request, not one a lane; with the right secret all are sent.
+    """
+    service.simulator.settings(secret_expired=True)
+    for name in ("one", "two"):
+        service.worker(name)
+    batch = service.enqueue(100)
+
+    shown = wait_until(lambda: blocked(service, batch), "the batch shows it")
+    assert [one["mailbox"] for one in shown] == MAILBOXES
+    assert {one["code"] for one in shown} == {"AADSTS7000222"}
+    assert "The client secret has expired." in shown[0]["reason"]
+    told = "'waits_for': 'AADSTS7000222'"
+    logs = service.processes.started
+    wait_until(
+        lambda: sum(w.tail(10**6).count(told) for w in logs) >= 8, "the lanes look often", 40
+    )
+    assert service.simulator.stats()["token_requests"] == 1
+    assert +service.counts(batch) == Counter(queued=100)
+
+    service.simulator.settings(secret_expired=False)
+    probe = redis.Redis.from_url(service.environment["POSTROOM_REDIS_URL"])
+    for key in probe.scan_iter("postroom:token:*:trouble:*"):
+        probe.hset(key, "until", 1)  # the time to the next probe has passed
+    probe.close()
+
+    assert service.wait_for_end(batch) == Counter(sent=100)
+    assert service.simulator.stats()["token_requests"] == 2
+    assert blocked(service, batch) == []
     assert {row.tries for row in service.rows(select(messages.c.tries))} == {0}

@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -213,6 +214,25 @@ class Gate:
 
     async def _do(self, mailbox: str, *args: Any) -> Any:
         return await self._call(keys=keys_of(mailbox), args=[self._clock(), *args])
+
+
+def bounds(redis: SyncRedis, mailboxes: Sequence[str]) -> list[str | None]:
+    """What keeps each of these mailboxes back now: a limit, `cooldown`, or nothing.
+
+    For reports; asks without the script, and from any thread. Raises redis.RedisError.
+    """
+    with redis.pipeline(transaction=False) as pipe:
+        pipe.time()
+        for mailbox in mailboxes:
+            pipe.hmget(_key(mailbox), "cool", "bound")
+        (seconds, micros), *found = pipe.execute()
+    now = seconds * 1000 + micros // 1000
+    told: list[str | None] = []
+    for cool, bound in found:
+        name, _, until = (bound or b"").decode().partition(" ")
+        binds = name if until and int(until) > now else None
+        told.append("cooldown" if int(cool or 0) > now else binds)
+    return told
 
 
 def keys_of(mailbox: str) -> list[str]:

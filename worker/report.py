@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 from redis.exceptions import RedisError
 
 from worker.inbox import Inbox
+from worker.meanings import known, meaning
 from worker.model import BatchState, NotFound, State, Unavailable
-from worker.staging import Staging
-from worker.store import Store
+
+if TYPE_CHECKING:
+    from worker.runtime import Runtime
 
 #: Every worker keeps such a key, its name behind it, alive while it ticks.
 ALIVE = "postroom:worker:"
@@ -21,29 +24,31 @@ BEAT = "postroom:beat"
 _WAITING = (State.QUEUED, State.SENDING)
 
 
-def status(
-    store: Store, inbox: Inbox, batch_id: str, pools: Mapping[str, Sequence[str]] | None = None,
-    staging: Staging | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """State, total, counts, blocked mailboxes, rate and `eta` (seconds; None: cannot be said).
+def status(rt: Runtime, batch_id: str) -> dict[str, Any]:
+    """State, total, counts, blocked mailboxes, rate, `limit` (which binds) and `eta` (seconds).
 
-    Known from the moment `enqueue` returned: what still lies in the inbox counts as queued. Redis
-    is asked only about a batch that is not whole in SQL. `pools`: those of the settings and of SQL
-    together. Raises NotFound, Unavailable.
+    None: cannot be said. Known from the moment `enqueue` returned: what still lies in the inbox
+    counts as queued. Redis must answer only for a batch that is not whole in SQL.
+    Raises NotFound, Unavailable.
     """
+    store = rt.store
     found = store.batch_status(batch_id)
     if found is None or found["arrived"] < found["total"]:
-        waiting = _in_inbox(inbox, batch_id)
+        waiting = _in_inbox(rt.inbox, batch_id)
         # Once more, and after the inbox: what left it meanwhile is counted in SQL.
         found = _merged(batch_id, store.batch_status(batch_id), waiting)
     if found is None:
         raise NotFound(f"no batch {batch_id}")
     remaining = sum(found["counts"][state] for state in _WAITING)
     rate = found["rate_per_minute"]
+    mailboxes = _mailboxes(rt, found)
+    blocked = _blocked(rt, found, mailboxes) if remaining else store.mailboxes.suspended(mailboxes)
+    shut = {one["mailbox"] for one in blocked}
     return found | {
-        "blocked": store.mailboxes.suspended(_mailboxes(store, found, pools)),
+        "blocked": blocked,
+        "limit": _limit(rt, [m for m in mailboxes if m not in shut]) if remaining else None,
         "eta": round(60 * remaining / rate) if rate and remaining else None,
-        "staging": staging.document() if staging else None,
+        "staging": rt.settings.staging.document() if rt.settings.staging else None,
     }
 
 
@@ -84,9 +89,39 @@ def _unseen(batch_id: str, waiting: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _mailboxes(
-    store: Store, found: Mapping[str, Any], pools: Mapping[str, Sequence[str]] | None
-) -> Sequence[str]:
+def _mailboxes(rt: Runtime, found: Mapping[str, Any]) -> Sequence[str]:
     if found["target_kind"] == "mailbox":
         return [found["target"]]
-    return (store.mailboxes.pools() if pools is None else pools).get(found["target"], [])
+    return rt.pools().get(found["target"], [])
+
+
+def _blocked(
+    rt: Runtime, found: Mapping[str, Any], mailboxes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """What keeps mailboxes of a batch from sending until somebody mends it."""
+    if not mailboxes:
+        reason = f"Pool {found['target']} has no mailbox. Give it some: postroom pool set."
+        return [{"mailbox": None, "code": "PoolEmpty", "reason": reason, "since": None}]
+    blocked = rt.store.mailboxes.suspended(mailboxes)
+    refusal = rt.refusal()
+    if refusal is None:
+        return blocked
+    reason = str(meaning(refusal.code)) if known(refusal.code) else refusal.detail or refusal.code
+    shut = {one["mailbox"] for one in blocked}
+    blocked += (
+        {"mailbox": m, "code": refusal.code, "reason": reason, "since": refusal.since}
+        for m in mailboxes if m not in shut
+    )  # fmt: skip
+    return sorted(blocked, key=lambda one: str(one["mailbox"]))
+
+
+def _limit(rt: Runtime, mailboxes: Sequence[str]) -> str | None:
+    """The limit that keeps all of these mailboxes back now; of several, what most wait for."""
+    from worker.gate import bounds
+
+    try:
+        found = bounds(rt.redis, mailboxes) if mailboxes else []
+    except RedisError:
+        return None
+    binding = [bound for bound in found if bound]
+    return Counter(binding).most_common(1)[0][0] if len(binding) == len(found) and found else None

@@ -21,6 +21,7 @@ from worker.config import Settings
 from worker.inbox import Inbox
 from worker.lanes import Lanes
 from worker.meters import TOKENS, Meters
+from worker.model import InvalidSettings
 from worker.parts import Parts
 from worker.store import Store, Writer, make_engine
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # imported where they are built: a producer needs none of Mic
     from worker.gate import Gate, Past
     from worker.graph import Graph
     from worker.limits import Limits
-    from worker.tokens import Tokens
+    from worker.tokens import Refusal, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +148,13 @@ class Runtime:
             fetching=lambda: self.meters.add(TOKENS),
         )
 
+    def refusal(self) -> Refusal | None:
+        """Why no worker has a token; None where that is not so, or cannot be known here."""
+        try:
+            return self.tokens.refusal()
+        except (InvalidSettings, redis.RedisError):
+            return None  # a producer need not have the credential
+
     # ---- the loop and what lives on it ---------------------------------------------------------
 
     @cached_property
@@ -187,9 +195,10 @@ class Runtime:
 
     async def _past(self, mailbox: str, limits: Limits) -> Past:
         """What SQL knows of a mailbox, for a gate that Redis has lost."""
-        return await asyncio.to_thread(self._look_back, mailbox, limits)
+        return await asyncio.to_thread(self.look_back, mailbox, limits)
 
-    def _look_back(self, mailbox: str, limits: Limits) -> Past:
+    def look_back(self, mailbox: str, limits: Limits) -> Past:
+        """As SQL knows it, from any thread."""
         from worker.gate import Past
 
         known = self.store.history

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import control, health, message, output, suppressions
+from worker.cli import control, health, mailbox, message, output, suppressions
 from worker.cli.demo import demo
 from worker.cli.doctor import doctor
 from worker.cli.doors import Json, explain
@@ -30,6 +30,8 @@ app.add_typer(database, name="db")
 app.add_typer(control.app, name="batch")  # batch's own, with what control adds
 app.add_typer(message.app, name="message")
 app.add_typer(suppressions.app, name="suppress")
+app.add_typer(mailbox.app, name="mailbox")
+app.add_typer(mailbox.pools, name="pool")
 app.add_typer(health.app, name="health")
 app.command()(demo)
 app.command()(send)

@@ -108,7 +108,7 @@ def export(
 
     with migrated() as rt:
         wanted = an_id(batch_id, "batch")
-        report.status(rt.store, rt.inbox, wanted, rt.pools())  # raises NotFound
+        report.status(rt, wanted)  # raises NotFound
         rows = rt.store.export(wanted)
         if json:
             output.write_array(rows)
@@ -123,8 +123,7 @@ def status_of(rt: Runtime, batch_id: str) -> dict[str, Any]:
     """The status document. Raises NotFound."""
     from worker import report
 
-    wanted = an_id(batch_id, "batch")
-    found = report.status(rt.store, rt.inbox, wanted, rt.pools(), rt.settings.staging)
+    found = report.status(rt, an_id(batch_id, "batch"))
     return found | {"workers": workers(rt)}
 
 
@@ -135,13 +134,12 @@ def show(found: Mapping[str, Any]) -> None:
         "paused": found["paused_reason"],
         "total": found["total"], **{k: n for k, n in found["counts"].items() if n},
         "per minute": found["rate_per_minute"] or None,
-        "seconds to go": found["eta"],
+        "seconds to go": found["eta"], "held back by": found["limit"],
     })  # fmt: skip
     for one in found["blocked"]:
-        output.say(
-            f"blocked: {one['mailbox']}: {one['reason']} ({one['code']}) "
-            f"since {output.time_text(one['since'])}"
-        )
+        who = f"{one['mailbox']}: " if one["mailbox"] else ""
+        since = f" since {output.time_text(one['since'])}" if one["since"] else ""
+        output.say(f"blocked: {who}{one['reason']} ({one['code']}){since}")
 
     if found["staging"]:
         output.say(f"staging: {Staging(**found['staging'])}")

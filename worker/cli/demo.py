@@ -122,7 +122,7 @@ def _follow(rt: Runtime, parts: Embedded, batch_id: str, *, quiet: bool) -> dict
     with bar:
         task = bar.add_task("sending", total=None)
         while True:
-            found = report.status(rt.store, rt.inbox, batch_id, rt.pools())
+            found = report.status(rt, batch_id)
             counts: dict[str, int] = found["counts"]
             ended = sum(counts.values()) - counts[State.QUEUED] - counts[State.SENDING]
             bar.update(task, total=found["total"], completed=ended)

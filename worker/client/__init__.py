@@ -24,6 +24,7 @@ from worker.client.door import Door, open_template, rows
 from worker.client.keeper import Keeper
 from worker.client.lists import Lists
 from worker.client.mail import Mails
+from worker.client.mailboxes import Mailboxes
 from worker.client.spool import Spool
 from worker.inbox import Batch
 from worker.model import (
@@ -46,7 +47,7 @@ log = logging.getLogger(__name__)
 SPOOL_BYTES = 8 * 1024 * 1024
 
 
-class Client(Control, Lists, Mails):
+class Client(Control, Lists, Mailboxes, Mails):
     """What an application holds. Safe for threads and forks: it keeps no connection itself."""
 
     def __init__(self, runtime: Callable[[], Runtime]) -> None:
@@ -134,9 +135,7 @@ class Client(Control, Lists, Mails):
         Raises NotFound, Unavailable.
         """
         rt, batch_id = self._runtime(), known_id(batch_id)
-        found: dict[str, Any] = ask(
-            lambda: report.status(rt.store, rt.inbox, batch_id, rt.pools(), rt.settings.staging)
-        )
+        found: dict[str, Any] = ask(lambda: report.status(rt, batch_id))
         return found
 
     def messages(self, batch_id: str) -> Iterator[dict[str, Any]]:

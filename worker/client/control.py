@@ -90,7 +90,7 @@ class Control:
 
     def _counts(self, batch_id: str) -> dict[str, int]:
         rt = self._runtime()
-        status = ask(lambda: report.status(rt.store, rt.inbox, batch_id, rt.pools()))
+        status = ask(lambda: report.status(rt, batch_id))
         return dict(status["counts"])
 
     def _let_arrive(self, batch_id: str) -> None:

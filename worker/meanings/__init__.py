@@ -166,6 +166,11 @@ _BY_STATUS: Mapping[int, Meaning] = {
 }  # fmt: skip
 
 
+def known(code: str) -> bool:
+    """Whether more is known of this code than its kind."""
+    return code in MEANINGS
+
+
 def meaning(code: str | None, status: int | None = None) -> Meaning:
     """What a code means; for an unknown one, what its HTTP status does. Always something."""
     code, status = code or "", status or 0

@@ -11,3 +11,6 @@ class Meaning:
 
     text: str
     advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.advice}".rstrip()

@@ -85,8 +85,7 @@ def _refused(connection: Connection, address: str, times: int, answer: Answer) -
         .on_conflict_do_update(index_elements=["address"], set_={"refusals": counted})
         .returning(_m.refusals, _m.suspended_at, _m.probes)
     ).one()
-    meant = meaning(answer.code, answer.status)
-    reason = f"{meant.text} {meant.advice}".rstrip()
+    reason = str(meaning(answer.code, answer.status))
     said: dict[str, Any] = {
         "suspended_code": answer.code or f"HTTP{answer.status}", "suspended_reason": reason,
     }  # fmt: skip

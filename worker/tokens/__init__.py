@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,15 @@ class Token:
     def left(self) -> timedelta:
         """How much longer it is good; negative once it has ended."""
         return timedelta(seconds=self.ends_at - time.monotonic())
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why no worker has a token, and since when."""
+
+    code: str
+    detail: str
+    since: datetime
 
 
 class TokenRefused(PostroomError):
@@ -110,6 +119,7 @@ class Tokens:
         """
         self._source = credential if callable(credential) else lambda: credential
         self._place = (authority, tenant_id, client_id, scope, ca_bundle)
+        self._redis = redis
         self._script = redis.register_script(_SCRIPT)
         self._margin = margin
         self._fetching = fetching
@@ -173,6 +183,19 @@ class Tokens:
         if held is not None and held.token.serial == serial:
             self._held = None
         self._call("reject", serial, code, _ms(FRESH), *map(_ms, REFUSED))
+
+    def refusal(self) -> Refusal | None:
+        """What keeps all lanes from sending; None where a token is there, or nobody was refused.
+
+        Asks Redis alone. Raises redis.RedisError.
+        """
+        token, trouble, _ = self._keys
+        found: list[Any] = self._redis.hmget(trouble, ["code", "detail", "since"])
+        code, detail, since = found
+        if code is None or since is None or self._redis.exists(token):
+            return None
+        at = datetime.fromtimestamp(int(since) / 1000, UTC)
+        return Refusal(code.decode(), (detail or b"").decode(), at)
 
     def close(self) -> None:
         """Closes the connections to Entra."""

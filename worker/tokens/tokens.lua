@@ -1,7 +1,7 @@
 -- The token that all processes share, the lock of who fetches it, and what Entra refused.
 --
 -- KEYS[1]  hash: blob (perhaps encrypted), serial, starts, ends, renew (ms); gone with the token
--- KEYS[2]  hash: code, detail, until (ms), failures (fetches refused in a row),
+-- KEYS[2]  hash: code, detail, since, until (ms), failures (fetches refused in a row),
 --                rejections (fresh tokens that Graph refused in a row)
 -- KEYS[3]  string: who fetches, with an expiry
 --
@@ -28,6 +28,7 @@ end
 
 local function rest(counter, code, detail, wait_ms, most_ms)
   local wait = math.min(most_ms, wait_ms * 2 ^ math.min(counter - 1, 20))
+  redis.call('HSETNX', trouble, 'since', now)
   redis.call('HSET', trouble, 'code', code, 'detail', detail, 'until', now + wait)
   redis.call('PEXPIRE', trouble, FORGET_MS)
   return wait
@@ -56,6 +57,8 @@ elseif verb == 'keep' then
              'ends', ARGV[6], 'renew', ARGV[7])
   redis.call('PEXPIREAT', token, ARGV[6])
   redis.call('HDEL', trouble, 'code', 'detail', 'until', 'failures')
+  -- A token is no proof while Graph refuses one after another.
+  if number(trouble, 'rejections') < 2 then redis.call('HDEL', trouble, 'since') end
   redis.call('DEL', lock)
   return 1
 
@@ -71,7 +74,7 @@ elseif verb == 'reject' then
   if redis.call('HGET', token, 'serial') ~= ARGV[2] then return 0 end
   local age = now - number(token, 'starts')
   redis.call('DEL', token)
-  if age >= fresh_ms then redis.call('HDEL', trouble, 'rejections') end
+  if age >= fresh_ms then redis.call('HDEL', trouble, 'rejections', 'since') end
   local rejections = redis.call('HINCRBY', trouble, 'rejections', 1)
   redis.call('PEXPIRE', trouble, FORGET_MS)
   if rejections > 1 then
