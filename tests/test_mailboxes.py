@@ -23,8 +23,10 @@ from tests.test_spine import (
     simulator_options,
     some_messages,
 )
+from worker.client import Client
 from worker.deliver.standing import Standing
 from worker.model import Accepted, Blame, Blocked, Rejected
+from worker.runtime import Runtime
 from worker.store.schema import attempts, events, mailboxes, messages
 
 __all__ = ["service", "simulator_options"]  # fixtures
@@ -332,16 +334,22 @@ def test_an_operators_suspension_holds_at_once_and_a_resume_sends_on(service: Se
 
 
 @POSTGRESQL
-def test_a_refused_credential_costs_one_request_a_probe_and_no_message(service: Service) -> None:
+def test_a_refused_credential_costs_one_request_a_probe_and_no_message(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two workers, five mailboxes: each is shown as blocked with Entra's code in plain words; one
     token request, not one a lane; with the right secret all are sent.
     """
+    for name, value in service.environment.items():
+        monkeypatch.setenv(name, value)
+    runtime = Runtime.from_env()  # only who has the credential can ask what became of it
+    operator = Client(lambda: runtime)
     service.simulator.settings(secret_expired=True)
     for name in ("one", "two"):
         service.worker(name)
     batch = service.enqueue(100)
 
-    shown = wait_until(lambda: blocked(service, batch), "the batch shows it")
+    shown = wait_until(lambda: operator.status(batch)["blocked"], "the batch shows it")
     assert [one["mailbox"] for one in shown] == MAILBOXES
     assert {one["code"] for one in shown} == {"AADSTS7000222"}
     assert "The client secret has expired." in shown[0]["reason"]
@@ -361,5 +369,6 @@ def test_a_refused_credential_costs_one_request_a_probe_and_no_message(service: 
 
     assert service.wait_for_end(batch) == Counter(sent=100)
     assert service.simulator.stats()["token_requests"] == 2
-    assert blocked(service, batch) == []
+    assert operator.status(batch)["blocked"] == []
+    runtime.close()
     assert {row.tries for row in service.rows(select(messages.c.tries))} == {0}
