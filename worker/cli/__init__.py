@@ -19,6 +19,7 @@ from worker.cli.doors import Json, explain
 from worker.cli.metrics import metrics
 from worker.cli.retention import erase, purge
 from worker.cli.send import print_problems, send
+from worker.cli.smtp import smtp
 from worker.model import InvalidMessages
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app.add_typer(mailbox.pools, name="pool")
 app.add_typer(health.app, name="health")
 app.command()(demo)
 app.command()(send)
+app.command()(smtp)
 app.command()(doctor)
 app.command()(metrics)
 app.command()(purge)

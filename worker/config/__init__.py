@@ -158,6 +158,19 @@ class Settings(BaseSettings):
         None, description="file that holds NAME:PASSWORD for Flower"
     )
 
+    smtp_senders: str = Field(
+        "", description="who may send by `postroom smtp`: mailboxes, domains as @contoso.com"
+    )
+    smtp_user: str | None = Field(None, description="the user name that the SMTP door asks for")
+    smtp_password: SecretStr | None = Field(None, description="and the password")
+    smtp_password_file: Path | None = Field(None, description="file that holds the password")
+    smtp_certificate_file: Path | None = Field(
+        None, description="PEM with key and certificates: the SMTP door wants TLS"
+    )
+    smtp_size_limit: int = Field(
+        35 * 1024 * 1024, ge=1024, description="bytes of a mail that the SMTP door takes"
+    )
+
     @classmethod
     def from_env(cls, **changes: Any) -> Self:
         """The settings of this process. Raises InvalidSettings, naming every problem."""
@@ -323,6 +336,10 @@ class Settings(BaseSettings):
         """What the hashes of purged recipients are keyed with: the last, oldest SECRET_KEY."""
         keys = self.secret_key.get_secret_value().split(",") if self.secret_key else []
         return keys[-1].strip() or None if keys else None
+
+    def smtp_secret(self) -> str | None:
+        """The password of the SMTP door. Raises InvalidSettings where its file cannot be read."""
+        return read("SMTP_PASSWORD", self.smtp_password, self.smtp_password_file)
 
     def identity(self) -> tuple[str, str]:
         """Tenant id and client id. Raises InvalidSettings, naming what is absent.
