@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -61,6 +62,14 @@ def test_two_queues_of_one_priority_share_turns(kit: Kit) -> None:
         turns[kit.look(turns=turns, count=1).queue_id] += 1
 
     assert list(turns.values()) == [3, 3]
+
+
+def test_equal_batches_advance_together_where_every_lane_is_short(kit: Kit) -> None:
+    """A lane that may send one message and ends remembers no turns: then chance is fair."""
+    heads = [kit.batch(40)[0] for _ in range(2)]
+    served = Counter(kit.look(count=1).queue_id for _ in range(64))
+
+    assert min(served[head.queue_id] for head in heads) >= 10
 
 
 def test_lanes_of_a_pool_see_different_messages_first_and_all_reach_all(kit: Kit) -> None:

@@ -17,6 +17,7 @@ from worker.cli.demo import demo
 from worker.cli.doctor import doctor
 from worker.cli.doors import Json, explain
 from worker.cli.metrics import metrics
+from worker.cli.plan import plan
 from worker.cli.retention import erase, purge
 from worker.cli.send import print_problems, send
 from worker.cli.smtp import smtp
@@ -38,6 +39,7 @@ app.command()(demo)
 app.command()(send)
 app.command()(smtp)
 app.command()(doctor)
+app.command()(plan)
 app.command()(metrics)
 app.command()(purge)
 app.command()(erase)

@@ -25,6 +25,7 @@ from worker.client.keeper import Keeper
 from worker.client.lists import Lists
 from worker.client.mail import Mails
 from worker.client.mailboxes import Mailboxes
+from worker.client.planning import Planning
 from worker.client.spool import Spool
 from worker.inbox import Batch
 from worker.model import (
@@ -47,7 +48,7 @@ log = logging.getLogger(__name__)
 SPOOL_BYTES = 8 * 1024 * 1024
 
 
-class Client(Control, Lists, Mailboxes, Mails):
+class Client(Control, Lists, Mailboxes, Mails, Planning):
     """What an application holds. Safe for threads and forks: it keeps no connection itself."""
 
     def __init__(self, runtime: Callable[[], Runtime]) -> None:

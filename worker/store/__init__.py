@@ -6,12 +6,13 @@ is one short transaction; nothing is held between calls.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, RowMapping
 
 from worker.model import Due
 from worker.store import arrivals, batches, chores
@@ -24,6 +25,7 @@ from worker.store.finding import Finding
 from worker.store.gauges import Gauges
 from worker.store.history import History
 from worker.store.mailboxes import Mailboxes
+from worker.store.outlook import Outlook
 from worker.store.retention import Retention
 from worker.store.sending import Sending, ToClaim, ToRecord
 from worker.store.statements import due_queues
@@ -49,6 +51,11 @@ class Seen:
     due: list[Due]
 
 
+def _rank(queue: RowMapping, turns: Mapping[str, int]) -> tuple[int, int, float]:
+    """Chance decides between equals: turns do not survive the lane, and a lane may be short."""
+    return queue["priority"], turns.get(queue["id"], 0), random.random()  # noqa: S311
+
+
 class Store(Transactions):
     """All statements that are not on the hot path, and the look that starts it."""
 
@@ -60,6 +67,7 @@ class Store(Transactions):
         self.drafts = Drafts(engine)
         self.control = Control(engine)
         self.mailboxes = Mailboxes(engine)
+        self.outlook = Outlook(engine)
         self.history = History(engine)
         self.suppressions = Suppressions(engine)
         self.gauges = Gauges(engine)
@@ -88,7 +96,7 @@ class Store(Transactions):
         with self._reading() as connection:
             rows = connection.execute(due_queues(mailbox, list(pools))).mappings().all()
             empty = []
-            for row in sorted(rows, key=lambda r: (r["priority"], turns.get(r["id"], 0))):
+            for row in sorted(rows, key=lambda r: _rank(r, turns)):
                 members = sorted(pools[row["target"]]) if row["target_kind"] == "pool" else []
                 due = self.sending.peek(
                     connection, row["id"], count=count, shares=max(1, len(members)),
