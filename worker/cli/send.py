@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cli import output
+from worker.cli.attach import attached
 from worker.cli.doors import NO_WORKER, Json, require_tables, runtime, workers
 from worker.model import InvalidMessages, Message, Priority, Problem, Receipt, Template
 
@@ -40,6 +41,7 @@ class _Order:
     idempotency_key: str | None
     skip_invalid: bool
     max_failures: str | None
+    attach: list[Path] | None
 
 
 def send(  # noqa: PLR0913  (one for each option)
@@ -50,6 +52,9 @@ def send(  # noqa: PLR0913  (one for each option)
     pool: Annotated[str | None, typer.Option(help="Or the pool of mailboxes.")] = None,
     html: Annotated[Path | None, typer.Option(help="Template of the HTML body.")] = None,
     text: Annotated[Path | None, typer.Option(help="Template of the text body.")] = None,
+    attach: Annotated[
+        list[Path] | None, typer.Option(help="A file for every mail; again for more files.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The batch's name.")] = None,
     idempotency_key: Annotated[
         str | None, typer.Option(help="A repeat with the same key adds nothing.")
@@ -71,7 +76,7 @@ def send(  # noqa: PLR0913  (one for each option)
     _check_usage(sender, pool, html, text, priority)
     template = Template(subject, html=_read(html, "--html"), text=_read(text, "--text"))
     order = _Order(csv, encoding, template, sender, pool, name, priority, idempotency_key,
-                   skip_invalid, max_failures)  # fmt: skip
+                   skip_invalid, max_failures, attach)  # fmt: skip
     with runtime() as rt:
         if dry_run:
             _dry_run(rt, order, json=json)
@@ -123,8 +128,8 @@ def _send(rt: Runtime, order: _Order, *, json: bool) -> None:
     file = _open(order)
     try:
         receipt = Client(lambda: rt).enqueue(
-            file, sender=order.sender, pool=order.pool, name=order.name, template=order.template,
-            priority=order.priority, idempotency_key=order.idempotency_key,
+            attached(file, order.attach), sender=order.sender, pool=order.pool, name=order.name,
+            template=order.template, priority=order.priority, idempotency_key=order.idempotency_key,
             on_invalid="skip" if order.skip_invalid else "raise", max_failures=order.max_failures,
         )  # fmt: skip
     except InvalidMessages as error:
@@ -173,7 +178,7 @@ def _dry_run(rt: Runtime, order: _Order, *, json: bool) -> None:
     rows = 0
     first: list[Rendered] = []
     try:
-        for count, wrong, shown in _checked(rt, file, order.template):
+        for count, wrong, shown in _checked(rt, attached(file, order.attach), order.template):
             rows += count
             problems += wrong
             first += shown[: RENDERED - len(first)]
@@ -203,7 +208,7 @@ def _call_problems(rt: Runtime, order: _Order) -> list[Problem]:
 
 
 def _checked(
-    rt: Runtime, file: CsvFile, template: Template
+    rt: Runtime, file: Iterable[Message | Problem], template: Template
 ) -> Iterator[tuple[int, list[Problem], list[Rendered]]]:
     """(rows, problems, rows as they would be sent), block by block so that memory stays flat."""
     from worker.client import Client

@@ -1,0 +1,41 @@
+"""--attach: files that go with every mail of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from worker.checks import Refused, check_size
+from worker.cli import output
+from worker.model import Attachment, Message, Problem
+
+
+def attached(
+    rows: Iterable[Message | Problem], paths: Sequence[Path] | None
+) -> Iterable[Message | Problem]:
+    """The rows with these files, which are read at once. Raises Failed where one cannot be sent."""
+    files = [_read(path) for path in paths or ()]
+    return _with(rows, files) if files else rows
+
+
+def _with(
+    rows: Iterable[Message | Problem], files: Sequence[Attachment]
+) -> Iterator[Message | Problem]:
+    for row in rows:
+        if isinstance(row, Message):
+            yield replace(row, attachments=[*row.attachments, *files])
+        else:
+            yield row
+
+
+def _read(path: Path) -> Attachment:
+    try:
+        if path.is_file():
+            check_size(path.stat().st_size)
+        return Attachment(path.name, path.read_bytes())
+    except Refused as refused:
+        reason = refused.detail
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror or type(error).__name__}"
+    raise output.Failed(f"--attach {path}: {reason}")
