@@ -387,7 +387,7 @@ def test_retry_after_is_held_against_the_answers_own_date(authority):
         "Date: Wed, 21 Oct 2026 07:28:00 GMT\r\nRetry-After: Wed, 21 Oct 2026 07:28:30 GMT\r\n"
     )
     outcome = asyncio.run(answered(authority, http(429, b"", headers)))
-    assert outcome.answer.retry_after == timedelta(seconds=30)
+    assert outcome.answer.retry_after == timedelta(seconds=31), "dates leave out up to a second"
 
 
 def test_without_a_connection_nothing_was_sent(authority, tmp_path):
@@ -637,6 +637,25 @@ def test_only_a_whole_good_answer_says_that_a_message_is_absent(authority, answe
             return await graph.look("a@contoso.com", "m-1", "t0ken")
 
     assert type(asyncio.run(look())) is expected
+
+
+@pytest.mark.parametrize(
+    ("mails", "graph_id", "draft"),
+    [
+        ([{"id": "a", "isDraft": True}], "a", True),
+        ([{"id": "a", "isDraft": True}, {"id": "b", "isDraft": False}], "b", False),
+        ([{"id": "a"}], "a", False),
+    ],
+)
+def test_a_look_tells_a_draft_from_a_mail(authority, mails, graph_id, draft):
+    """What was sent wins over what lies in Drafts beside it."""
+
+    async def look():
+        async with Server(authority, page(mails)) as server, opened(graph_for(server)) as graph:
+            return await graph.look("a@contoso.com", "m-1", "t0ken")
+
+    found = asyncio.run(look())
+    assert (found.graph_id, found.draft) == (graph_id, draft)
 
 
 @pytest.mark.parametrize(

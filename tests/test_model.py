@@ -22,15 +22,15 @@ from tests.store_kit import (
     to_record,
 )
 from worker.model import TRANSITIONS, Priority, State, batch_id_of, message_id_of
+from worker.store.doubt import Looked
 from worker.store.schema import batches, messages
 
 PAST = datetime.now(UTC) - timedelta(hours=1)
 
-#: What no function of the store does yet: cancelling, suppressing and settling by hand.
+#: What no function of the store does yet: cancelling and suppressing.
 TO_COME = {
     (State.QUEUED, State.CANCELLED),
     (State.QUEUED, State.SUPPRESSED),
-    (State.UNKNOWN, State.FAILED),
 }
 
 Step = Callable[[Kit, Any, str, int], object]
@@ -56,7 +56,41 @@ def _expired(kit: Kit, head: Any, one: str, _fence: int) -> object:
     return kit.store.end_deadlines()
 
 
+def _settled(to: State) -> Step:
+    def settle(kit: Kit, head: Any, one: str, _fence: int) -> object:
+        if to is State.QUEUED and kit.status(head.id)["state"] == "cancelled":
+            return None
+        return kit.store.doubt.settle(
+            to, message_id=one, force=True, wait=60, age=60, by="x", why=None
+        )
+
+    return settle
+
+
+def _nothing_came(tries: int) -> Step:
+    def step(kit: Kit, _head: Any, one: str, _fence: int) -> object:
+        kit.put(one, look_at=PAST, tries=tries)
+        return [
+            kit.store.doubt.nothing_came(
+                Looked(taken, "absent", "not there", MAILBOX), wait=60, max_attempts=6
+            )
+            for taken in kit.store.doubt.take(9, lease=60, wait=60)
+        ]
+
+    return step
+
+
+def _found(kit: Kit, _head: Any, one: str, _fence: int) -> object:
+    kit.put(one, look_at=PAST)
+    taken = kit.store.doubt.take(9, lease=60, wait=60)
+    return [kit.store.doubt.found(Looked(t, "found", "there", MAILBOX)) for t in taken]
+
+
 STEPS: list[Step] = [
+    *(_settled(to) for to in (State.SENT, State.FAILED, State.QUEUED)),
+    _found,
+    _nothing_came(tries=0),
+    _nothing_came(tries=6),
     lambda kit, _head, one, _fence: kit.claim([one]),
     *(_recorded(v, back) for v in (SENT, AGAIN, FAILED, IN_DOUBT) for back in (0, 1)),
     _ended(resend=True),

@@ -13,6 +13,7 @@ from sqlalchemy import event
 from tests.store_kit import MAILBOX, Kit, opened, postgresql_only
 from worker.model import State
 from worker.store import chores
+from worker.store.doubt import looks
 from worker.store.finding import Wanted
 from worker.store.statements import due_queues
 
@@ -40,7 +41,10 @@ FILL = """
            now() - interval '1 hour', now() + interval '1 day'
     FROM generate_series(2, :queued) AS n;
     UPDATE messages SET state = 'sending', mailbox = 'm', lease_until = now() - interval '1 hour',
-           token_ends_at = now() WHERE position BETWEEN 100 AND 110 AND batch_id = :batch
+           token_ends_at = now() WHERE position BETWEEN 100 AND 110 AND batch_id = :batch;
+    UPDATE messages SET state = 'unknown', doubt = true,
+           look_at = CASE WHEN position < 210 THEN now() END
+    WHERE position BETWEEN 200 AND 10000 AND batch_id = :batch
 """
 
 
@@ -114,6 +118,7 @@ def test_the_frequent_statements_use_their_indexes(kit: Kit) -> None:
     look = plans(kit, lambda c: c.execute(due_queues(MAILBOX, ["news"])))
     leases = plans(kit, lambda c: chores.end_leases(c, resend=False, max_attempts=6))
     correct = plans(kit, lambda c: chores.correct_queue(c, queue, 0))
+    due = plans(kit, lambda c: looks.take(c, 32, 60.0, 60.0))
 
     assert "ix_messages_due" in indexes(peek)
     assert "Sort" not in {n["Node Type"] for n in peek if n.get("Plan Rows", 0) > 1000}
@@ -121,6 +126,7 @@ def test_the_frequent_statements_use_their_indexes(kit: Kit) -> None:
     assert "ix_queues_next" in indexes(look)
     assert "ix_messages_leases" in indexes(leases)
     assert "ix_messages_due" in indexes(correct)
+    assert "ix_messages_looks" in indexes(due)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.SENDING: frozenset(
         {State.SENT, State.QUEUED, State.FAILED, State.UNKNOWN, State.CANCELLED}
     ),
-    State.UNKNOWN: frozenset({State.SENT, State.QUEUED, State.FAILED}),
+    State.UNKNOWN: frozenset({State.SENT, State.QUEUED, State.FAILED, State.CANCELLED}),
     State.FAILED: frozenset({State.QUEUED, State.SENT}),
     State.SENT: frozenset(),
     State.CANCELLED: frozenset({State.SENT}),
@@ -318,18 +318,23 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The message lies in the mailbox: it was sent. Id and time are Graph's, where it gave them."""
+    """The message lies in the mailbox. Id and time are Graph's, where it gave them.
+
+    `draft`: as a draft only. It was sent even so, unless it was made as a draft before it was sent.
+    """
 
     answer: Answer
     graph_id: str | None = None
     sent_at: str | None = None
+    draft: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """The whole mailbox was searched, and the message is not there now."""
+    """The whole mailbox was searched, and the message is not there now; `draft`: but its draft."""
 
     answer: Answer
+    draft: bool = False
 
 
 @dataclass(frozen=True, slots=True)

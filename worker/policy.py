@@ -295,6 +295,15 @@ def backoff(
     return spread
 
 
+#: How long after a doubt, and then after each look, the next look into the mailbox comes.
+LOOKS = (30 * SECOND, 120 * SECOND, 600 * SECOND, 1800 * SECOND, HOUR)
+
+
+def look_after(looks: int) -> timedelta:
+    """The wait for the next look after `looks` (from 0) earlier ones."""
+    return LOOKS[min(max(looks, 0), len(LOOKS) - 1)]
+
+
 def retry_after(value: str | None, date: str | None) -> timedelta | None:
     """The wait that a Retry-After asks for, at most an hour; None where it says nothing usable.
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker import runtime
+from worker import settle as settling
 from worker.broker import EXPIRES, backlog_key, make_app
 from worker.client import Client
 from worker.config import Settings
@@ -35,7 +37,7 @@ from worker.gate import BELL, unheard
 from worker.ingest import ingest
 from worker.logs import dress, scrubbed
 from worker.meters import LEASES, WAITS
-from worker.model import InvalidSettings, OnUnknown, State
+from worker.model import InvalidSettings, State
 from worker.report import ALIVE, BEAT
 from worker.standstill import Standstill
 from worker.store.retention import pseudonym
@@ -119,6 +121,13 @@ def purge() -> dict[str, int]:
         return {}
     keep = pseudonym(rt.settings.pseudonym_key())
     return dict(rt.store.retention.purge_content(after.total_seconds(), keep))
+
+
+@app.task(name="postroom.settle", base=Discreet)
+def settle_task() -> dict[str, int]:
+    """Looks into mailboxes for messages in doubt; says what became of them."""
+    rt = runtime.current()
+    return rt.call(settling.settle(_doors(rt)))
 
 
 class BatchHasTrouble(Exception):
@@ -206,6 +215,17 @@ def _deps(rt: runtime.Runtime) -> Deps:
         store=rt.store, writer=rt.writer, gate=rt.gate, graph=rt.graph, tokens=rt.tokens,
         rules=rules, worker=rt.name, stop=rt.stop, crowded=rt.crowded.is_set,
     )  # fmt: skip
+
+
+def _doors(rt: runtime.Runtime) -> settling.Deps:
+    s = rt.settings
+    rules = settling.Rules(
+        on_unknown=s.on_unknown, max_attempts=s.max_attempts, request_timeout=s.request_timeout,
+        settle_margin=s.settle_margin,
+    )  # fmt: skip
+    return settling.Deps(
+        store=rt.store, gate=rt.gate, graph=rt.graph, tokens=rt.tokens, rules=rules, stop=rt.stop
+    )
 
 
 def _ingest(rt: runtime.Runtime, seconds: float = math.inf) -> dict[str, int]:
@@ -298,6 +318,7 @@ class Ticker(bootsteps.StartStopStep):
                 f"postroom: the pool {pool.rpartition('.')[2]} is not supported; "
                 "start with: celery -A worker worker -P threads"
             )
+        self._looking: Future[dict[str, int]] | None = None
         self._thread = threading.Thread(target=self._run, name="postroom-ticker", daemon=True)
         self._most = int(worker.concurrency)
         self._watch: Standstill | None = None
@@ -322,7 +343,7 @@ class Ticker(bootsteps.StartStopStep):
         rt.submit(_fill_in(rt, self._most))
         while not rt.stop.wait(TICK.total_seconds()):
             # Each for itself: an inbox that cannot be read must not keep the lanes asleep.
-            for chore in (self._show, partial(_ingest, seconds=READING), self._sweep):
+            for chore in (self._show, partial(_ingest, seconds=READING), self._sweep, self._settle):
                 _quietly(partial(chore, rt))
             if self._watch is not None:
                 self._watch.tick()
@@ -331,6 +352,16 @@ class Ticker(bootsteps.StartStopStep):
         rt.redis.set(ALIVE + rt.name, "1", ex=5)
         rt.meters.flush()
         (rt.crowded.set if rt.redis.llen(backlog_key()) else rt.crowded.clear)()
+
+    def _settle(self, rt: runtime.Runtime) -> None:
+        """Looks on the loop, beside the lanes: neither this thread nor a task waits for them."""
+        if self._looking is not None:
+            if not self._looking.done():
+                return
+            looking, self._looking = self._looking, None
+            looking.result()  # raises what went wrong
+        if rt.store.doubt.due():
+            self._looking = rt.submit(settling.settle(_doors(rt)))
 
     def _sweep(self, rt: runtime.Runtime) -> None:
         if rt.redis.set(SWEPT, rt.name, nx=True, px=int(TICK.total_seconds() * 900)):
@@ -369,8 +400,5 @@ def _check_settings(**_: Any) -> None:
         rt.settings.require_database_url()
         if rt.settings.staging:
             log.warning("staging: %s", rt.settings.staging)
-        if rt.settings.on_unknown is OnUnknown.RECONCILE:
-            log.warning("ON_UNKNOWN=reconcile: looking into mailboxes is not built yet, so what "
-                        "may have been sent is held until a person settles it")  # fmt: skip
     except InvalidSettings as error:
         raise SystemExit(f"postroom: {error}") from None

@@ -57,7 +57,7 @@ def downgrade() -> None:
         op.drop_table(table)
     op.drop_index("ix_batches_untold", table_name="batches")
     op.drop_column("batches", "told_at")
-    for name in ("recipient", "when", "ended", "code"):
+    for name in ("recipient", "looks", "when", "ended", "code"):
         op.drop_index(f"ix_messages_{name}", table_name="messages")
     with op.batch_alter_table("messages") as messages:
         messages.drop_constraint(op.f(DOUBT), type_="check")
@@ -109,6 +109,7 @@ ENDED = "state IN ('failed', 'unknown', 'cancelled', 'expired', 'suppressed')"
 def _add_searches() -> None:
     """After all that alters the table: SQLite makes it anew, and would lose the first of them."""
     op.create_index("ix_messages_recipient", "messages", [sa.text("lower(recipient)")])
+    _partial("ix_messages_looks", "messages", ["look_at"], "state = 'unknown'")
     op.create_index("ix_messages_when", "messages", ["due_at", "id"])
     _partial("ix_messages_ended", "messages", ["state", "due_at", "id"], ENDED)
     _partial(

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import control, health, mailbox, message, output, suppressions
+from worker.cli import control, health, mailbox, message, output, settling, suppressions
 from worker.cli.demo import demo
 from worker.cli.doctor import doctor
 from worker.cli.doors import Json, explain
@@ -35,6 +35,8 @@ app.add_typer(suppressions.app, name="suppress")
 app.add_typer(mailbox.app, name="mailbox")
 app.add_typer(mailbox.pools, name="pool")
 app.add_typer(health.app, name="health")
+control.app.command("settle")(settling.settle_batch)
+message.app.command("settle")(settling.settle_message)
 app.command()(demo)
 app.command()(send)
 app.command()(smtp)

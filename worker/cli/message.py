@@ -11,7 +11,7 @@ from worker.cli import output
 from worker.cli.doors import Json, an_id, migrated
 from worker.model import NotFound, State
 
-app = typer.Typer(help="Messages: show, find.", no_args_is_help=True)
+app = typer.Typer(help="Messages: show, find, settle.", no_args_is_help=True)
 
 _SHOWN = ("id", "batch_id", "position", "to", "state", "doubt", "mailbox", "due_at", "sent_at",
           "deadline_at", "error_code", "request_id")  # fmt: skip

@@ -26,6 +26,7 @@ from worker.client.lists import Lists
 from worker.client.mail import Mails
 from worker.client.mailboxes import Mailboxes
 from worker.client.planning import Planning
+from worker.client.settling import Settling
 from worker.client.spool import Spool
 from worker.inbox import Batch
 from worker.model import (
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 SPOOL_BYTES = 8 * 1024 * 1024
 
 
-class Client(Control, Lists, Mailboxes, Mails, Planning):
+class Client(Control, Lists, Mailboxes, Mails, Planning, Settling):
     """What an application holds. Safe for threads and forks: it keeps no connection itself."""
 
     def __init__(self, runtime: Callable[[], Runtime]) -> None:

@@ -23,12 +23,12 @@ def ask(question: Callable[[], Any], batch_id: str | None = None) -> Any:
         raise Unavailable(what, batch_id) from error
 
 
-def known_id(batch_id: object) -> str:
-    """A batch id in its usual form. Raises NotFound: nothing has an id of another form."""
+def known_id(given: object, what: str = "batch") -> str:
+    """An id in its usual form. Raises NotFound: nothing has an id of another form."""
     try:
-        return str(uuid.UUID(batch_id))  # type: ignore[arg-type]
+        return str(uuid.UUID(given))  # type: ignore[arg-type]
     except (ValueError, AttributeError, TypeError):
-        raise NotFound("a batch id is a UUID") from None
+        raise NotFound(f"a {what} id is a UUID") from None
 
 
 def is_pool(rt: Runtime, name: str, batch_id: str) -> bool:

@@ -115,8 +115,10 @@ class Settings(BaseSettings):
     lease: Duration = Field(timedelta(seconds=90), description="how long a claim is held")
     on_unknown: OnUnknown = Field(
         OnUnknown.HOLD,
-        description="what may have been sent: hold, resend, or reconcile "
-        "(holds, until looks are built)",
+        description="what may have been sent: hold, reconcile (needs Mail.Read), or resend",
+    )
+    settle_margin: Duration = Field(
+        timedelta(seconds=300), description="a request may come so long after its token's end"
     )
     token_margin: Duration = Field(
         timedelta(seconds=300), description="a token is renewed this long before its end"
@@ -182,7 +184,9 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise InvalidSettings("; ".join(problem(e) for e in error.errors())) from None
 
-    @field_validator("request_timeout", "lease", "token_margin", "max_age", mode="before")
+    @field_validator(
+        "request_timeout", "lease", "token_margin", "settle_margin", "max_age", mode="before"
+    )
     @classmethod
     def _durations(cls, value: Any) -> timedelta:
         return duration(value)

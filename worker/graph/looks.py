@@ -46,10 +46,12 @@ def seen(reply: Reply) -> Look | str:
         mails, following = page["value"], page.get("@odata.nextLink")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Trouble(answer)
-    if not isinstance(mails, list) or (mails and not isinstance(mails[0], dict)):
+    if not isinstance(mails, list) or not all(isinstance(mail, dict) for mail in mails):
         return Trouble(answer)
     if mails:
-        return Found(answer, _text(mails[0], "id"), _text(mails[0], "sentDateTime"))
+        one = next((mail for mail in mails if mail.get("isDraft") is False), mails[0])
+        draft = one.get("isDraft") is True
+        return Found(answer, _text(one, "id"), _text(one, "sentDateTime"), draft)
     return following if isinstance(following, str) else Absent(answer)
 
 

@@ -19,6 +19,7 @@ from worker.store import arrivals, batches, chores
 from worker.store.arrivals import BatchSeen, Chunk, Head
 from worker.store.contents import Contents
 from worker.store.control import Control
+from worker.store.doubt import Doubt
 from worker.store.drafts import Drafts
 from worker.store.engine import make_engine, newest_revision, revision, upgrade
 from worker.store.finding import Finding
@@ -73,6 +74,7 @@ class Store(Transactions):
         self.gauges = Gauges(engine)
         self.retention = Retention(engine)
         self.finding = Finding(engine)
+        self.doubt = Doubt(engine)
 
     def look(
         self, mailbox: str, pools: Mapping[str, Sequence[str]], turns: Mapping[str, int], count: int

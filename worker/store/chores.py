@@ -25,7 +25,7 @@ from worker.model import State
 from worker.store.clock import now
 from worker.store.schema import Id, attempts, batches, drafts, is_in, mailboxes, messages, queues
 from worker.store.sending import POISON
-from worker.store.statements import running, taken_back
+from worker.store.statements import first_look, running, taken_back
 
 #: How many rows one step of a chore takes: enough to be quick, few enough to be short.
 STEP = 500
@@ -74,20 +74,22 @@ def _end_of_claim(resend: bool, max_attempts: int) -> dict[str, Any]:
     unreleased = exists().where(drafts.c.message_id == messages.c.id, ~drafts.c.released)
     safe = and_(unreleased, ~messages.c.doubt)
     cancelled = taken_back(messages.c.batch_id)
+    becomes = case(
+        (and_(safe, cancelled), State.CANCELLED),
+        (and_(safe, poisoned), State.FAILED),
+        (and_(unreleased, ~cancelled, ~poisoned), State.QUEUED),
+        (again, State.QUEUED),
+        else_=State.UNKNOWN,
+    )
     return {
-        "state": case(
-            (and_(safe, cancelled), State.CANCELLED),
-            (and_(safe, poisoned), State.FAILED),
-            (and_(unreleased, ~cancelled, ~poisoned), State.QUEUED),
-            (again, State.QUEUED),
-            else_=State.UNKNOWN,
-        ),
+        "state": becomes,
         "doubt": ~safe,
         "lease_until": None,
         "due_at": now(),
         "tries": messages.c.tries + case((unreleased, 0), else_=1),
         "crashes": messages.c.crashes + 1,
         "error_code": case((poisoned, "Quarantined"), else_="LeaseExpired"),
+        **first_look(becomes == State.UNKNOWN),
     }
 
 
@@ -138,6 +140,7 @@ def end_deadlines(connection: Connection) -> int:
             .values(
                 state=case((messages.c.doubt, State.UNKNOWN), else_=State.EXPIRED),
                 error_code=func.coalesce(messages.c.error_code, "Expired"),
+                **first_look(messages.c.doubt),
             )
         )
         ended += done.rowcount

@@ -30,6 +30,7 @@ from worker.model import BatchState, State, WrongState
 from worker.store.batches import counts, state_of
 from worker.store.clock import after, now
 from worker.store.schema import attempts, batches, events, is_in, messages, queues
+from worker.store.statements import first_look
 from worker.store.transactions import Transactions
 
 #: How many messages one step takes: enough to be quick, few enough to be short.
@@ -166,7 +167,10 @@ def _take_back(connection: Connection, *, batch_id: str) -> int:
     done = connection.execute(
         update(messages)
         .where(messages.c.id.in_(step), is_in(State.QUEUED))
-        .values(state=case((messages.c.doubt, State.UNKNOWN), else_=State.CANCELLED))
+        .values(
+            state=case((messages.c.doubt, State.UNKNOWN), else_=State.CANCELLED),
+            **first_look(messages.c.doubt),
+        )
     )
     return done.rowcount
 

@@ -208,10 +208,10 @@ def _told_as(r: ToRecord) -> tuple[str, int, str, str | None, str | None]:
     """What tells an audit row from all others."""
     answer = r.outcome.answer
     outcome = type(r.outcome).__name__.lower()
-    return (r.id, r.fence, outcome, _plain(answer.code), _plain(answer.client_request_id))
+    return (r.id, r.fence, outcome, plain(answer.code), plain(answer.client_request_id))
 
 
-def _plain(value: str | None) -> str | None:
+def plain(value: str | None) -> str | None:
     """Text as any database takes it: no NUL, no half of a surrogate pair."""
     if value is None:
         return None
@@ -224,9 +224,9 @@ def _row(r: ToRecord) -> dict[str, Any]:
         "id": r.id, "fence": r.fence, "batch_id": r.batch_id, "mailbox": r.mailbox,
         "worker": r.worker, "recipients": r.recipients, "size": r.size, "external": r.external,
         "outcome": type(r.outcome).__name__.lower(), "status": answer.status,
-        "code": _plain(answer.code), "detail": _plain(answer.detail),
-        "request_id": _plain(answer.request_id),
-        "client_request_id": _plain(answer.client_request_id),
+        "code": plain(answer.code), "detail": plain(answer.detail),
+        "request_id": plain(answer.request_id),
+        "client_request_id": plain(answer.client_request_id),
         "retry_after": answer.retry_after.total_seconds() if answer.retry_after else None,
         "duration": answer.duration.total_seconds(), "token_left": r.token_left,
         "state": r.verdict.state, "delay": r.verdict.delay.total_seconds(),

@@ -36,6 +36,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import FromClause
 
 from worker.model import State
+from worker.policy import look_after
 from worker.store.clock import after, now
 from worker.store.schema import (
     Id,
@@ -209,6 +210,12 @@ def claim_statement(dialect: str) -> Any:
     )
 
 
+def first_look(doubtful: ColumnElement[bool]) -> dict[str, Any]:
+    """The columns of its first look, for a message that becomes `unknown` if `doubtful`."""
+    soon = after(literal(look_after(0).total_seconds(), Float))
+    return {"look_at": case((doubtful, soon), else_=None), "looks": 0}
+
+
 def _next_state(wanted: ColumnElement[Any], doubt: ColumnElement[bool]) -> ColumnElement[Any]:
     """The verdict's state, but for what SQL alone knows.
 
@@ -240,6 +247,7 @@ def record_statement(dialect: str) -> Any:
     doubt = or_(messages.c.doubt, rows.c.doubt)
     rejections = rejections_of(messages.c.batch_id).label("rejections")
     sent = rows.c.state == State.SENT
+    becomes = _next_state(rows.c.state, doubt)
     return (
         update(messages)
         .where(
@@ -248,7 +256,7 @@ def record_statement(dialect: str) -> Any:
             is_in(State.SENDING),
         )
         .values(
-            state=_next_state(rows.c.state, doubt),
+            state=becomes,
             lease_until=None,
             # Without a delay it keeps its place in the queue.
             due_at=case(
@@ -260,6 +268,7 @@ def record_statement(dialect: str) -> Any:
             error_code=case((sent, None), else_=rows.c.code),
             request_id=func.coalesce(rows.c.request_id, messages.c.request_id),
             sent_at=case((sent, now()), else_=None),
+            **first_look(becomes == State.UNKNOWN),
         )
         .returning(messages.c.id, messages.c.fence, rejections)
     )
@@ -275,6 +284,7 @@ def evidence_statement(dialect: str) -> Any:
             state=State.SENT,
             sent_at=now(),
             lease_until=None,
+            look_at=None,
             doubt=False,
             error_code=None,
             request_id=rows.c.request_id,

@@ -13,7 +13,7 @@ from worker.model import Due, State
 from worker.staging import addresses
 from worker.store.clock import now
 from worker.store.schema import events, is_in, messages, suppressions
-from worker.store.statements import insert_for
+from worker.store.statements import first_look, insert_for
 from worker.store.transactions import Transactions
 
 #: So many addresses one statement takes.
@@ -110,6 +110,7 @@ def _end(connection: Connection, sifted: Sequence[Due]) -> None:
             .values(
                 state=case((messages.c.doubt, State.UNKNOWN), else_=State.SUPPRESSED),
                 error_code=SUPPRESSED,
+                **first_look(messages.c.doubt),
             )
             .returning(messages.c.id)
         )

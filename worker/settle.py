@@ -1,0 +1,233 @@
+"""Settles doubt: looks into mailboxes for messages of which nobody knows whether they were sent.
+
+A look goes through the gate like a send, but beside the lane: it takes one slot and one request
+and holds nothing else. Messages are taken mailbox by mailbox; a mailbox that cannot be asked now
+costs one request at most, whatever the number of messages that wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Protocol, assert_never
+
+from worker.gate import Gate, lane_token
+from worker.graph import Graph
+from worker.limits import Used
+from worker.model import Absent, Forbidden, Found, Look, OnUnknown, State, Trouble
+from worker.policy import HOUR, SECOND, look_after
+from worker.store import Store
+from worker.store.doubt import InDoubt, Looked
+from worker.tokens import Token, TokenRefused, Tokens
+
+log = logging.getLogger(__name__)
+
+#: So many messages are taken at once, and so many mailboxes are asked at the same time.
+TAKE, AT_ONCE = 32, 8
+#: Who took a look has it for this long and the request timeout; then it is anybody's.
+LEASE = timedelta(minutes=2)
+#: A mailbox that may not be read is asked again so late.
+BARRED = HOUR
+#: A look that went wrong is repeated after this at most.
+TROUBLED = timedelta(minutes=5)
+
+
+class Stop(Protocol):
+    """Whether the process is asked to end."""
+
+    def is_set(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The settings that settling works by."""
+
+    on_unknown: OnUnknown
+    max_attempts: int
+    request_timeout: timedelta
+    settle_margin: timedelta
+
+    @property
+    def wait(self) -> float:
+        """Seconds after a token's end from which on nothing of its requests can come any more."""
+        return (self.settle_margin + self.request_timeout).total_seconds()
+
+
+@dataclass(frozen=True, slots=True)
+class Deps:
+    """The doors that looking uses."""
+
+    store: Store
+    gate: Gate
+    graph: Graph
+    tokens: Tokens
+    rules: Rules
+    stop: Stop
+
+
+class _NotNow(Exception):
+    """The mailbox cannot be asked now: in so many seconds perhaps."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = min(max(seconds, 1.0), HOUR.total_seconds())
+
+
+async def settle(deps: Deps) -> dict[str, int]:
+    """Looks for all messages whose look is due; what came of it, for people to read.
+
+    Raises what the doors raise; whatever was not looked for then is due again when its lease ends.
+    """
+    done: Counter[str] = Counter()
+    lease = (LEASE + deps.rules.request_timeout).total_seconds()
+    while not deps.stop.is_set():
+        taken = await asyncio.to_thread(
+            deps.store.doubt.take, TAKE, lease=lease, wait=deps.rules.wait
+        )
+        if not taken:
+            break
+        groups: dict[str, list[InDoubt]] = {}
+        for one in taken:
+            groups.setdefault(one.mailboxes[0], []).append(one)
+        some = asyncio.Semaphore(AT_ONCE)
+        await asyncio.gather(*(_Round(deps, group, done, some).run() for group in groups.values()))
+    return dict(sorted(done.items()))
+
+
+@dataclass(slots=True)
+class _Round:
+    """The messages of one mailbox, one after the other."""
+
+    deps: Deps
+    group: Sequence[InDoubt]
+    done: Counter[str]
+    some: asyncio.Semaphore
+    _barred: dict[str, Forbidden] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        async with self.some:
+            for n, one in enumerate(self.group):
+                try:
+                    await self._settle(one)
+                except _NotNow as refused:
+                    rest = self.group[n:]
+                    self.done["postponed"] += len(rest)
+                    store = self.deps.store.doubt
+                    await asyncio.to_thread(store.postpone, rest, refused.seconds)
+                    return
+
+    async def _settle(self, one: InDoubt) -> None:
+        """Looks for one message and writes down what it showed. Raises _NotNow."""
+        if self.deps.stop.is_set():
+            raise _NotNow(0)
+        if not one.keeps_copy:
+            why = "it leaves no copy in the mailbox (save_to_sent_items is off): nobody can look"
+            result = await self._write(Looked(one, "no_copy", why))
+        else:
+            mailbox, look = await self._look(one)
+            result = await self._conclude(one, mailbox, look)
+        self.done[result] += 1
+        log.info("message %s: look %d: %s", one.id, one.looks + 1, result,
+                 extra={"message_id": one.id, "batch_id": one.batch_id})  # fmt: skip
+
+    async def _look(self, one: InDoubt) -> tuple[str, Look]:
+        """Looks into each mailbox that may have sent it; the least certain word counts, but for
+        "found", which ends the search.
+        """
+        seen: list[tuple[str, Look]] = []
+        for mailbox in one.mailboxes:
+            look = self._barred.get(mailbox) or await self._ask(mailbox, one.id)
+            if isinstance(look, Found) and look.draft and one.by_draft:
+                look = Absent(look.answer, draft=True)  # nobody has sent it, or not yet
+            if isinstance(look, Found):
+                return mailbox, look
+            if isinstance(look, Forbidden):
+                self._barred[mailbox] = look
+            seen.append((mailbox, look))
+        return next((s for s in seen if not isinstance(s[1], Absent)), seen[0])
+
+    async def _ask(self, mailbox: str, message_id: str) -> Look:
+        """One look through the gate. Raises _NotNow."""
+        gate, rules = self.deps.gate, self.deps.rules
+        token = await self._token()
+        slot = f"look-{lane_token()}"
+        grant = await gate.visit(mailbox, slot, rules.request_timeout.total_seconds() + 5)
+        if not grant.count:
+            raise _NotNow((grant.wait or HOUR).total_seconds())
+        try:
+            look = await self.deps.graph.look(mailbox, message_id, token.value)
+        finally:
+            await gate.give_back(mailbox, slot, used=Used.REQUEST)
+        await self._warn(mailbox, look, token)
+        return look
+
+    async def _token(self) -> Token:
+        tokens = self.deps.tokens
+        try:
+            token = tokens.at_hand()
+            return token if token is not None else await asyncio.to_thread(tokens.get)
+        except TokenRefused as refused:
+            raise _NotNow(refused.wait.total_seconds()) from None
+
+    async def _warn(self, mailbox: str, look: Look, token: Token) -> None:
+        """Tells the lanes what they must know as well."""
+        answer = look.answer
+        if answer.status == 429:
+            rest = min(max(answer.retry_after or 10 * SECOND, SECOND), HOUR)
+            await self.deps.gate.cool(mailbox, rest)
+        elif answer.status == 401:
+            code = answer.code or "Unauthorized"
+            await asyncio.to_thread(self.deps.tokens.reject, token.serial, code)
+
+    async def _conclude(self, one: InDoubt, mailbox: str, look: Look) -> str:
+        """What a look comes to. `left`: seconds in which something may still come."""
+        pace = look_after(one.looks + 1).total_seconds()
+        said = f"{look.answer.status or 'no answer'} {look.answer.code or ''}".strip()
+        match look:
+            case Found(_, graph_id, sent_at):
+                kept = {"graph_id": graph_id, "sent_at": sent_at}
+                why = "found in the mailbox by its marker"
+                return await self._write(Looked(one, "found", why, mailbox, detail=kept))
+            case Forbidden():
+                why = f"the mailbox may not be read ({said}): grant Mail.Read, or settle it by hand"
+                again = BARRED.total_seconds()
+                return await self._write(Looked(one, "forbidden", why, mailbox, again))
+            case Trouble(answer):
+                why = f"the look went wrong ({said}): it is repeated"
+                asked = answer.retry_after.total_seconds() if answer.retry_after else 0.0
+                again = max(min(pace, TROUBLED.total_seconds()), asked)
+                return await self._write(Looked(one, "trouble", why, mailbox, again))
+            case Absent(_, draft) if one.left > 0:
+                why = f"{_missing(draft)}; it may still come"
+                again = min(pace, max(one.left, 1.0))
+                return await self._write(Looked(one, "absent", why, mailbox, again))
+            case Absent(_, draft):
+                return await self._absent(one, mailbox, draft)
+        assert_never(look)
+
+    async def _absent(self, one: InDoubt, mailbox: str, draft: bool) -> str:
+        """It is not there, and nothing can come any more: it was not sent."""
+        rules = self.deps.rules
+        why = f"{_missing(draft)}, and nothing can come any more"
+        last = Looked(one, "absent", why, mailbox)
+        if rules.on_unknown is not OnUnknown.RECONCILE or one.quarantined:
+            return await self._write(last)
+        state = await asyncio.to_thread(
+            self.deps.store.doubt.nothing_came, last, wait=rules.wait,
+            max_attempts=rules.max_attempts,
+        )  # fmt: skip
+        return "requeued" if state is State.QUEUED else str(state or "settled already")
+
+    async def _write(self, looked: Looked) -> str:
+        doubt = self.deps.store.doubt
+        write = doubt.found if looked.result == "found" else doubt.stays
+        written = await asyncio.to_thread(write, looked)
+        return looked.result if written else "settled already"
+
+
+def _missing(draft: bool) -> str:
+    return "only its draft is in the mailbox" if draft else "not in the mailbox"
