@@ -160,8 +160,10 @@ class Message:
     """One mail to one set of recipients.
 
     A recipient is an address, or a pair (name, address), or a mapping with `address` and `name`;
-    `to`, `cc`, `bcc` and `reply_to` take one or a list. Nothing is checked here: `Client.enqueue`
-    checks all messages of a call together and names every problem by its row.
+    `to`, `cc`, `bcc` and `reply_to` take one or a list. Graph takes one body: where `html` is
+    given, `text` is not sent, and Exchange makes the text part from the HTML. Nothing is checked
+    here: `Client.enqueue` checks all messages of a call together and names every problem by its
+    row.
     """
 
     to: Recipients

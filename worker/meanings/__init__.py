@@ -141,6 +141,26 @@ MEANINGS: Mapping[str, Meaning] = {
     "LeaseNearlyOver": Meaning(
         "It was too late to send safely; nothing was sent.", "Nothing: it is tried again."
     ),
+    "ContentMissing": Meaning(
+        "An attachment's content is not in the database yet; nothing was sent.",
+        "Nothing: it is tried again. If it stays so, send the message anew.",
+    ),
+    "Uploading": Meaning(
+        "Its attachments are being uploaded, piece by piece; nothing was sent yet.",
+        "Nothing: it goes on.",
+    ),
+    "GateClosed": Meaning(
+        "A limit of the mailbox was reached while uploading; nothing was sent yet.",
+        "Nothing: it goes on when there is room.",
+    ),
+    "NeedsMailReadWrite": Meaning(
+        "Attachments above 3 MB go by a draft, which the application may not make.",
+        "Grant the application permission Mail.ReadWrite, then: postroom batch retry",
+    ),
+    "SAVE_DRAFT": Meaning(
+        "It goes by a draft, which Graph always keeps in Sent Items.",
+        "Allow the copy (save_to_sent_items), or make the message smaller.",
+    ),
     "Quarantined": Meaning(
         f"Three workers ended while sending it, so it is set aside: {_MAYBE}",
         "Have a look at the message before it is queued again.",
