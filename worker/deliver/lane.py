@@ -43,6 +43,8 @@ SHORT_TURN = timedelta(seconds=1)
 MOMENT = timedelta(seconds=1)
 #: Whatever it waits for in place, the lane asks again so soon: a slot may have fallen free.
 BRIEFLY = timedelta(milliseconds=200)
+#: However long a window stays full, it is asked again so soon: somebody may have raised the limit.
+HOLD = timedelta(minutes=1)
 #: The lane's lease is renewed at least this often, whatever the lane itself waits for.
 HEARTBEAT = timedelta(seconds=2)
 #: A refused credential is asked after again so soon; asking costs one look into Redis.
@@ -144,7 +146,7 @@ class Lane:
         if not grant.wait:
             return idle and await self._leave(rung)
         if grant.wait > MOMENT and grant.word != Limit.SLOTS:
-            self._hold = _NOW if grant.word in {HELD, COOLING} else grant.wait
+            self._hold = _NOW if grant.word in {HELD, COOLING} else min(grant.wait, HOLD)
             return True
         await asyncio.sleep(min(grant.wait, BRIEFLY).total_seconds())
         return False
