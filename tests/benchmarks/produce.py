@@ -1,0 +1,42 @@
+"""A producer as a process of its own: enqueues by `worker.Client`, and says what it cost."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+
+from tests.benchmarks.letters import HTML, SUBJECT, variables
+from worker import Client, Message, Template
+
+
+def main(order: dict) -> dict:
+    """`order`: `to` (mailbox to count), `due` (ISO 8601, or null)."""
+    client = Client.from_env()
+    template = Template(SUBJECT, html=HTML)
+    before, began = _used(), time.monotonic()
+    batches = [
+        client.enqueue(_messages(count), sender=mailbox, template=template, send_at=order["due"],
+                       name=f"Invoices of {mailbox}").batch_id
+        for mailbox, count in order["to"].items()
+    ]  # fmt: skip
+    return {
+        "seconds": time.monotonic() - began, "processor": _used() - before, "batches": batches,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }  # fmt: skip
+
+
+def _messages(count: int) -> Iterator[Message]:
+    for address, values in variables(count):
+        yield Message(address, variables=values)
+
+
+def _used() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))
