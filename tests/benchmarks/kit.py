@@ -62,9 +62,7 @@ class Stage:
             directory = Path(name)
             directory.chmod(0o711)  # PostgreSQL may run as another user
             server = stack.enter_context(RedisServer(directory / "redis", maxmemory="2gb"))
-            postgres = stack.enter_context(
-                PostgresServer(directory / "postgres", durable=True)
-            )
+            postgres = stack.enter_context(PostgresServer(directory / "postgres", durable=True))
             simulator = stack.enter_context(Simulator(directory / "simulator", **simulated))
             environment = clean_environment() | simulator.environment() | {
                 "POSTROOM_REDIS_URL": server.url, "POSTROOM_DATABASE_URL": postgres.url,
@@ -103,7 +101,7 @@ class Stage:
         order = {"to": dict(to), "due": due.isoformat() if due else None}
         return run_module("produce", order, self.environment)
 
-    def prepare(self, to: Mapping[str, int], rows_a_second: int = 4000) -> float:
+    def prepare(self, to: Mapping[str, int], rows_a_second: int = 1500) -> float:
         """Enqueues, waits until all is in SQL, and gives the instant (monotonic) it is due.
 
         So the processor time of taking in lies before that instant, that of sending after it.

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -112,9 +112,14 @@ class Flight:
     trouble: int  #: how often in a row sends of this mailbox had gone wrong
     rest: Rest
     standing: Standing
+    answered: Callable[[Landed], None]  #: called once its outcome is on the way to the writer
 
     async def fly(self, deps: Deps) -> Landed:
-        """Sends, concludes, tells the other workers, records; on return it is committed."""
+        """Sends, concludes, tells the other workers, records; on return it is committed.
+
+        The slot falls free with the answer: what is claimed for it is committed with this outcome
+        or after it, never before, for the writer keeps the order.
+        """
         due = self.prepared.due
         outcome = self.prepared.problem or self._resting() or await parcels.send(
             deps, self.mailbox, self.prepared, self.token, deadline=self.deadline,
@@ -123,16 +128,17 @@ class Flight:
         landed = Landed(due.id, outcome, time.monotonic())
         verdict = self._conclude(deps, outcome)
         await self._warn(deps, outcome, verdict)
-        await deps.writer.record(
-            ToRecord(
-                id=due.id, fence=self.fence, batch_id=due.batch_id, queue_id=due.queue_id,
-                mailbox=self.mailbox, worker=deps.worker, recipients=due.recipients,
-                size=self.prepared.size, external=self.prepared.cost.external,
-                outcome=outcome, verdict=verdict,
-                token_left=self.token.ends_at - time.monotonic(),
-                clears=self.standing.saw(outcome),
-            )
+        record = ToRecord(
+            id=due.id, fence=self.fence, batch_id=due.batch_id, queue_id=due.queue_id,
+            mailbox=self.mailbox, worker=deps.worker, recipients=due.recipients,
+            size=self.prepared.size, external=self.prepared.cost.external,
+            outcome=outcome, verdict=verdict,
+            token_left=self.token.ends_at - time.monotonic(),
+            clears=self.standing.saw(outcome),
         )  # fmt: skip
+        recording = deps.writer.record(record)
+        self.answered(landed)
+        await recording
         log.info("message %s: %s (%s)", due.id, verdict.state, outcome.answer.code or "accepted",
                  extra={"message_id": due.id, "batch_id": due.batch_id})  # fmt: skip
         return landed

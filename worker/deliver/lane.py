@@ -1,8 +1,8 @@
 """The lane: works one mailbox for a while, as fast as the gate allows.
 
 A lane is a coroutine on the process's event loop. It looks at what is due, asks the gate, claims
-what was granted, and lets each message go its own way (see flight). Only when the outcome is
-committed does the slot fall free for the next message.
+what was granted, and lets each message go its own way (see flight). When its answer has come, the
+slot is free for the next message, whose claim is committed together with that outcome or after it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class Lane:
     _turns: Counter[str] = field(default_factory=Counter)
     _landed: list[Landed] = field(default_factory=list)  # slots to give back at the next asking
     _unused: list[str] = field(default_factory=list)  # slots that nothing was sent in
-    _flying: set[asyncio.Task[Landed]] = field(default_factory=set)
+    _flying: set[asyncio.Task[Landed]] = field(default_factory=set)  # until they are recorded
+    _answered: set[str] = field(default_factory=set)  # of these, whose outcome is being recorded
+    _news: asyncio.Event = field(default_factory=asyncio.Event)  # since room was last looked for
     _over: asyncio.Event = field(default_factory=asyncio.Event)
     _rest: Rest = field(default_factory=Rest)
     _hold: timedelta = _NOW  # the lane need not come again before, unless there is news
@@ -126,6 +128,9 @@ class Lane:
             before = self._rung
             await self._look()
             ready = self._take_ready()
+            if not ready and not self._room():
+                await self._wait()
+                continue
             token = await self._token() if ready else None
             grant = await self._ask(ready)
             if token and grant.wait is None:
@@ -199,8 +204,8 @@ class Lane:
 
     def _take_ready(self) -> list[Prepared]:
         """As many as may fly now, rendered: a mailbox in trouble tries again with one message."""
-        most = 1 if self._trouble else self._standing.most(self.limits.slots)
-        room = max(0, most - len(self._flying))
+        self._news.clear()
+        room = self._room()
         while self._seen and self._buffer and len(self._ready) < room:
             due = self._buffer.popleft()
             self._ready.append(
@@ -208,6 +213,10 @@ class Lane:
                         staging=self.deps.rules.staging)
             )  # fmt: skip
         return [self._ready.popleft() for _ in range(min(room, len(self._ready)))]
+
+    def _room(self) -> int:
+        most = 1 if self._trouble else self._standing.most(self.limits.slots)
+        return max(0, most - len(self._flying) + len(self._answered))
 
     def _inside(self) -> frozenset[str]:
         """The domains of the organisation: as set, else those of the senders."""
@@ -283,35 +292,41 @@ class Lane:
                 continue
             flight = Flight(
                 prepared, self.mailbox, fence, token, deadline, self._trouble, self._rest,
-                self._standing,
+                self._standing, self._has_answer,
             )  # fmt: skip
-            task = asyncio.create_task(flight.fly(self.deps))
+            task = asyncio.create_task(flight.fly(self.deps), name=prepared.due.id)
             self._flying.add(task)
             task.add_done_callback(self._has_landed)
 
+    def _has_answer(self, landed: Landed) -> None:
+        self._answered.add(landed.name)
+        self._landed.append(landed)
+        self._news.set()
+
     def _has_landed(self, task: asyncio.Task[Landed]) -> None:
         self._flying.discard(task)
+        self._answered.discard(task.get_name())
+        if not self._flying:
+            self._news.set()
         if task.cancelled():
             return
         if error := task.exception():
+            self._news.set()
             # The claim's lease runs out and the sweep takes the message for what it is: unknown.
             log.error("mailbox %s: a send broke off", self.mailbox, exc_info=error)
             return
-        landed = task.result()
-        self._landed.append(landed)
-        self.done[NAMES[type(landed.outcome)]] += 1
+        self.done[NAMES[type(task.result().outcome)]] += 1
 
     async def _wait(self, wait: timedelta | None = None) -> None:
-        """Until something has landed, or the gate may say something else."""
+        """Until an answer has come, or the gate may say something else."""
         most = max(BRIEFLY, min(wait, HEARTBEAT)) if wait else HEARTBEAT
-        await asyncio.wait(
-            self._flying, timeout=most.total_seconds(), return_when=asyncio.FIRST_COMPLETED
-        )
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._news.wait(), most.total_seconds())
 
     async def _land(self, keeper: asyncio.Task[None]) -> None:
         """Waits for what is in flight, then leaves the lane, for as long as it is ours."""
         while self._flying:
-            await self._wait()
+            await asyncio.wait(self._flying)
         self._over.set()
         await keeper  # whose last asking must not come after the leave: it would take the lane anew
         lapses = min(self._ours_until, time.monotonic() + self.deps.gate.lease.total_seconds())

@@ -61,15 +61,16 @@ class Writer:
         self._start()
         return await future
 
-    async def record(self, result: ToRecord) -> bool:
-        """Writes an outcome; on return it is committed. Whether the claim was still ours.
+    def record(self, result: ToRecord) -> asyncio.Future[bool]:
+        """Writes an outcome; when it is done it is committed. Whether the claim was still ours.
 
-        Waits for as long as the database is away: the outcome is known only here.
+        No claim that is asked for from now on is committed before it. Waits for as long as the
+        database is away: the outcome is known only here.
         """
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._next.results.append((result, future))
         self._start()
-        return await future
+        return future
 
     def _start(self) -> None:
         if self._running is None or self._running.done():
@@ -112,8 +113,8 @@ class Writer:
 
     async def _one_by_one(self, work: _Work, error: SQLAlchemyError) -> None:
         """What the database refuses must not take along what merely shared its transaction."""
-        parts = [_Work(claims=[one]) for one in work.claims]
-        parts += [_Work(results=[one]) for one in work.results]
+        parts = [_Work(results=[one]) for one in work.results]
+        parts += [_Work(claims=[one]) for one in work.claims]
         if len(parts) == 1:
             log.error("the database refuses a claim or an outcome (%s)", name_of(error))
             _refuse(work, error)
