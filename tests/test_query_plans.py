@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from tests.store_kit import MAILBOX, Kit, opened, postgresql_only
+from tests.store_kit import MAILBOX, SENT, Kit, opened, postgresql_only, to_record
 from worker.model import State
 from worker.store import chores
 from worker.store.doubt import looks
@@ -57,6 +57,21 @@ def kit(migrated_url: str) -> Iterator[Kit]:
             kit.sql(statement, **{k: v for k, v in values.items() if f":{k}" in statement})
         with kit.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.exec_driver_sql("ANALYZE")
+        yield kit
+
+
+@pytest.fixture
+def unready(migrated_url: str) -> Iterator[Kit]:
+    """The same rows just after they came in: the statistics are those of a few sent messages."""
+    with opened(migrated_url) as kit:
+        head, _ = kit.batch(20)
+        kit.sql("UPDATE messages SET state = 'sent', sent_at = now()")
+        with kit.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql("ALTER TABLE messages SET (autovacuum_enabled = false)")
+            connection.exec_driver_sql("ANALYZE")
+        values = {"batch": head.id, "queue": head.queue_id, "queued": QUEUED, "batches": 1}
+        for statement in FILL.split(";"):
+            kit.sql(statement, **{k: v for k, v in values.items() if f":{k}" in statement})
         yield kit
 
 
@@ -127,6 +142,26 @@ def test_the_frequent_statements_use_their_indexes(kit: Kit) -> None:
     assert "ix_messages_leases" in indexes(leases)
     assert "ix_messages_due" in indexes(correct)
     assert "ix_messages_looks" in indexes(due)
+
+
+def test_claims_find_their_rows_by_id_even_before_the_statistics_know_of_them(
+    unready: Kit,
+) -> None:
+    """Right after a large ingest PostgreSQL takes "queued" for rare: it read the whole backlog for
+    each claim, seconds long, until the next ANALYZE.
+    """
+    ids = [str(row[0]) for row in unready.sql("SELECT id FROM messages WHERE position < 20")]
+
+    claim = plans(unready, lambda c: unready.claim_in(c, ids))
+    head = unready.head(1)
+    result = to_record(head, ids[0], 1, SENT)
+    record = plans(unready, lambda c: unready.sending.record(c, [result]))
+
+    of_messages = {n["Index Name"] for n in [*claim, *record]
+                   if "Index Name" in n and "messages" in n["Index Name"]}  # fmt: skip
+    assert of_messages == {"pk_messages"}
+    assert "messages" not in {n.get("Relation Name") for n in [*claim, *record]
+                              if n["Node Type"] != "Index Scan" and n["Node Type"] != "ModifyTable"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
