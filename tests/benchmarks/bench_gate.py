@@ -160,8 +160,9 @@ def plain(given: argparse.Namespace) -> tuple[list[list[str]], bool]:
             sender.wait_done(sum(to.values()))
             theirs.append(_timed(stage, "reference"))
     rows = []
-    for name, runs in (("Postroom, 2 workers", ours),
-                       ("plain Celery, 2 workers of 4, rate_limit, autoretry_for", theirs)):  # fmt: skip
+    both = {"Postroom, 2 workers": ours,
+            "plain Celery, 2 workers of 4, rate_limit, autoretry_for": theirs}  # fmt: skip
+    for name, runs in both.items():
         seconds = spread([run["seconds"] for run in runs])
         rows.append([f"2,000 messages: {name}", "-", f"{seconds} s", *told(runs)])
     return rows, True

@@ -128,9 +128,6 @@ class Lane:
             before = self._rung
             await self._look()
             ready = self._take_ready()
-            if not ready and not self._room():
-                await self._wait()
-                continue
             token = await self._token() if ready else None
             grant = await self._ask(ready)
             if token and grant.wait is None:
@@ -144,6 +141,7 @@ class Lane:
                 await self._wait(grant.wait)
             elif await self._has_ended(grant, idle=not ready, rung=before):
                 break
+            await self._until_room()
         return (grant.word, grant.wait) if grant.wait else ("", _NOW)
 
     async def _has_ended(self, grant: Grant, *, idle: bool, rung: int) -> bool:
@@ -316,6 +314,12 @@ class Lane:
             log.error("mailbox %s: a send broke off", self.mailbox, exc_info=error)
             return
         self.done[NAMES[type(task.result().outcome)]] += 1
+
+    async def _until_room(self) -> None:
+        """There is nothing to ask the gate for before one more message may fly."""
+        while not self._room():
+            self._news.clear()
+            await self._wait()
 
     async def _wait(self, wait: timedelta | None = None) -> None:
         """Until an answer has come, or the gate may say something else."""
