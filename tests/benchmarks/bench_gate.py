@@ -13,6 +13,7 @@ Exit status 1 where a goal is missed.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -106,7 +107,7 @@ def paced(given: argparse.Namespace) -> tuple[list[list[str]], bool]:
             runs.append(seen(stage, rows))
             for times in by_mailbox(rows).values():
                 ends = times[299::300]
-                spans += [later - sooner for sooner, later in zip(ends, ends[1:], strict=False)]
+                spans += [later - sooner for sooner, later in itertools.pairwise(ends)]
     well = statistics.median(spans) <= 10.5 and clean(runs)
     said = ["2 workers, 10 mailboxes, 300 in any 10 s: each 300", "10.2 s, at most 10.5 s"]
     return [[*said, f"{spread(spans, 2)} s", *told(runs)]], well
