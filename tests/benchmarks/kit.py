@@ -146,7 +146,7 @@ def processor(children: Sequence[Child]) -> float:
             words = path.read_text().rpartition(")")[2].split()
             if int(words[3]) in sessions:
                 total += sum(map(int, words[11:15]))
-    return total / TICKS
+    return float(total) / TICKS
 
 
 def wait(ready: Callable[[], Any], what: str, *, pause: float = 0.05) -> None:
@@ -188,7 +188,7 @@ def by_mailbox(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 def rate(rows: Sequence[Mapping[str, Any]]) -> float:
     """Messages a second from the first acceptance to the last."""
     times = [row["monotonic"] for row in rows]
-    return (len(times) - 1) / (max(times) - min(times))
+    return float(len(times) - 1) / (max(times) - min(times))
 
 
 def doubles(rows: Sequence[Mapping[str, Any]], key: str = "marker") -> int:

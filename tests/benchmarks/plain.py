@@ -58,7 +58,8 @@ def engine() -> sqlalchemy.Engine:
             _made["engine"] = sqlalchemy.create_engine(
                 os.environ["PLAIN_DATABASE"], pool_size=20, pool_pre_ping=True
             )
-        return _made["engine"]
+        found: sqlalchemy.Engine = _made["engine"]
+        return found
 
 
 def token() -> str:
@@ -71,7 +72,7 @@ def token() -> str:
                 authority=f"{os.environ['POSTROOM_AUTHORITY']}/{os.environ['POSTROOM_TENANT_ID']}",
                 instance_discovery=False, verify=os.environ["POSTROOM_CA_BUNDLE"],
             )  # fmt: skip
-        return _made["msal"].acquire_token_for_client(SCOPES)["access_token"]
+        return str(_made["msal"].acquire_token_for_client(SCOPES)["access_token"])
 
 
 def http() -> httpx.Client:
@@ -81,7 +82,8 @@ def http() -> httpx.Client:
 
         trust = ssl.create_default_context(cafile=os.environ["POSTROOM_CA_BUNDLE"])
         _local.http = httpx.Client(base_url=GRAPH, verify=trust, timeout=30)
-    return _local.http
+    client: httpx.Client = _local.http
+    return client
 
 
 @app.task(

@@ -59,7 +59,7 @@ def running(
     ]  # fmt: skip
     try:
         with Celery(broker=stage.redis.celery_url, set_as_current=False) as app:
-            wait(lambda: len(app.control.ping(timeout=0.5)) == processes, "plain Celery")
+            wait(lambda: len(app.control.ping(timeout=0.5) or ()) == processes, "plain Celery")
         yield Plain(stage, environment, workers)
     finally:
         for child in workers:
