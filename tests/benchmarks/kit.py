@@ -187,7 +187,7 @@ def by_mailbox(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 def rate(rows: Sequence[Mapping[str, Any]]) -> float:
     """Messages a second from the first acceptance to the last."""
-    times = [row["monotonic"] for row in rows]
+    times: list[float] = [row["monotonic"] for row in rows]
     return float(len(times) - 1) / (max(times) - min(times))
 
 
