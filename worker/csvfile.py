@@ -32,14 +32,17 @@ class CsvFile:
     """
 
     def __init__(
-        self, path: Path, *, encoding: str = "utf-8-sig", wanted: Collection[str] = ()
-    ) -> None:
+        self, path: Path, *, encoding: str = "utf-8-sig", wanted: Collection[str] = (),
+        name: str | None = None,
+    ) -> None:  # fmt: skip
+        """`name`: what it is called in problems, where that is not the path's."""
         self.path = path
+        self.name = name or path.name
         self.encoding = _codec(encoding)
         self._wanted = {name.casefold(): name for name in wanted}
         header = next((row for _, row in self._read() if any(f.strip() for f in row)), None)
         if header is None:
-            raise _refused("CSV_EMPTY", path.name, "is empty")
+            raise _refused("CSV_EMPTY", self.name, "is empty")
         self.columns = self._columns(header)
 
     def __iter__(self) -> Iterator[Message | Problem]:
@@ -58,7 +61,11 @@ class CsvFile:
             row += 1
             yield line, self._message(row, line, fields)
         if not row:
-            raise _refused("CSV_EMPTY", self.path.name, "has a header and no rows")
+            raise _refused("CSV_EMPTY", self.name, "has a header and no rows")
+
+    def raw(self) -> Iterator[list[str]]:
+        """The header's fields, then those of every row, as they stand in the file."""
+        return (fields for _, fields in self._read() if any(f.strip() for f in fields))
 
     def line_of(self, row: int) -> int | None:
         """The line at which `row` begins, None past the end. Reads the file up to there."""
@@ -85,11 +92,11 @@ class CsvFile:
         columns = [known.get(name.casefold(), name) for name in names]
         if "to" not in columns:
             shown = ", ".join(ascii(c[:32]) for c in columns[:8])
-            raise _refused("CSV_COLUMNS", self.path.name, f"no column `to`; it has {shown}")
+            raise _refused("CSV_COLUMNS", self.name, f"no column `to`; it has {shown}")
         twice = next((c for c in columns if c and columns.count(c) > 1), None)
         if twice is not None:
             detail = f"the column {twice[:48]!a} is there twice"
-            raise _refused("CSV_COLUMNS", self.path.name, detail)
+            raise _refused("CSV_COLUMNS", self.name, detail)
         return columns
 
     def _not_decoded(self) -> str:
@@ -104,8 +111,8 @@ class CsvFile:
                 encoding=self.encoding, errors="surrogateescape", newline=""
             ) as file:
                 csv.field_size_limit(MOST_FIELD)
-                delimiter = _delimiter(file)
-                reader = csv.reader(file, delimiter=delimiter, strict=True)
+                self.delimiter = _delimiter(file)
+                reader = csv.reader(file, delimiter=self.delimiter, strict=True)
                 for fields in reader:
                     yield line, fields
                     line = reader.line_num + 1
@@ -115,7 +122,7 @@ class CsvFile:
             raise _refused("CSV_ENCODING", f"after line {line}", self._not_decoded()) from None
         except OSError as error:
             detail = f"cannot be read: {error.strerror or type(error).__name__}"
-            raise _refused("CSV_FILE", self.path.name, detail) from None
+            raise _refused("CSV_FILE", self.name, detail) from None
 
 
 def _delimiter(file: TextIO) -> str:

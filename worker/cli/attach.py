@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from worker.checks import Refused, check_size
 from worker.cli import output
 from worker.model import Attachment, Message, Problem
 
+Row = Message | Mapping[str, Any] | Problem
+
 
 def attached(
-    rows: Iterable[Message | Problem], paths: Sequence[Path] | None
-) -> Iterable[Message | Problem]:
+    rows: Iterable[Row], paths: Sequence[Path] | None
+) -> Iterable[Row]:
     """The rows with these files, which are read at once. Raises Failed where one cannot be sent."""
     files = [_read(path) for path in paths or ()]
     return _with(rows, files) if files else rows
 
 
 def _with(
-    rows: Iterable[Message | Problem], files: Sequence[Attachment]
-) -> Iterator[Message | Problem]:
+    rows: Iterable[Row], files: Sequence[Attachment]
+) -> Iterator[Row]:
     for row in rows:
         if isinstance(row, Message):
             yield replace(row, attachments=[*row.attachments, *files])
+        elif isinstance(row, Mapping):
+            yield {**row, "attachments": [*(row.get("attachments") or ()), *files]}
         else:
             yield row
 

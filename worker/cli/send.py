@@ -1,87 +1,84 @@
-"""postroom send: a CSV and a template become a batch."""
+"""postroom send: rows and a template, or a single message, become a batch."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from worker.cli import output
+from worker.cli import options, output
 from worker.cli.attach import attached
-from worker.cli.doors import NO_WORKER, Json, require_tables, runtime, workers
-from worker.model import InvalidMessages, Message, Priority, Problem, Receipt, Template
+from worker.cli.doors import NO_WORKER, By, Json, login, require_tables, runtime, workers
+from worker.cli.source import STDIN, Format, failed, lines_of, opened, write_rejected
+from worker.model import InvalidMessages, Priority, Problem, Receipt, Template
 
 if TYPE_CHECKING:
-    from worker.csvfile import CsvFile
+    from worker.client.door import Review
     from worker.runtime import Runtime
-    from worker.templates import Rendered
 
 #: So many problems are shown.
 SHOWN = 20
 #: So many rows are shown as they would be sent.
 RENDERED = 3
-_BLOCK = 200
 
 
 @dataclass(frozen=True, slots=True)
 class _Order:
     """What is to be sent, from where, and how."""
 
-    csv: Path
-    encoding: str
-    template: Template
-    sender: str | None
-    pool: str | None
-    name: str | None
-    priority: str
-    idempotency_key: str | None
-    skip_invalid: bool
-    max_failures: str | None
+    rows: Path | None
+    to: Sequence[str]
+    template: Template | None
+    call: dict[str, Any]  #: the arguments of `enqueue`, apart from messages and template
     attach: list[Path] | None
+    rejected: Path | None
+    preview: Path | None
 
 
 def send(  # noqa: PLR0913  (one for each option)
     *,
-    csv: Annotated[Path, typer.Argument(metavar="CSV", help="Column `to`; others: variables.")],
-    subject: Annotated[str, typer.Option(help="The subject, a template too.")],
-    sender: Annotated[str | None, typer.Option(help="The mailbox to send from.")] = None,
-    pool: Annotated[str | None, typer.Option(help="Or the pool of mailboxes.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Template of the HTML body.")] = None,
-    text: Annotated[Path | None, typer.Option(help="Template of the text body.")] = None,
-    attach: Annotated[
-        list[Path] | None, typer.Option(help="A file for every mail; again for more files.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="The batch's name.")] = None,
-    idempotency_key: Annotated[
-        str | None, typer.Option(help="A repeat with the same key adds nothing.")
-    ] = None,
-    priority: Annotated[str, typer.Option(help="high, normal or bulk.")] = "normal",
-    encoding: Annotated[str, typer.Option(help="The encoding of the CSV.")] = "utf-8",
-    max_failures: Annotated[
-        str | None, typer.Option(help="Pause after so many rejections in a row; off: never.")
-    ] = None,
-    skip_invalid: Annotated[
-        bool, typer.Option("--skip-invalid", help="Leave bad rows out, send the others.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check all, show the first rows, send nothing.")
-    ] = False,
+    rows: options.Rows = None,
+    to: options.To = None,
+    subject: options.Subject = None,
+    sender: options.Sender = None,
+    pool: options.Pool = None,
+    html: options.Html = None,
+    text: options.Text = None,
+    attach: options.Attach = None,
+    format: options.RowsFormat = None,  # noqa: A002  (the option's name)
+    name: options.Name = None,
+    idempotency_key: options.Key = None,
+    priority: options.PriorityName = "normal",
+    send_at: options.SendAt = None,
+    expires_at: options.ExpiresAt = None,
+    encoding: options.Encoding = "utf-8",
+    max_failures: options.MaxFailures = None,
+    on_finished: options.OnFinished = None,
+    ignore_suppressions: options.IgnoreSuppressions = False,
+    skip_invalid: options.SkipInvalid = False,
+    rejected: options.Rejected = None,
+    dry_run: options.DryRun = False,
+    preview: options.Preview = None,
+    by: By = None,
     json: Json = False,
 ) -> None:
-    """Sends one mail to each row of a CSV."""
-    _check_usage(sender, pool, html, text, priority)
-    template = Template(subject, html=_read(html, "--html"), text=_read(text, "--text"))
-    order = _Order(csv, encoding, template, sender, pool, name, priority, idempotency_key,
-                   skip_invalid, max_failures, attach)  # fmt: skip
-    with runtime() as rt:
-        if dry_run:
-            _dry_run(rt, order, json=json)
-        else:
-            _send(rt, order, json=json)
+    """Sends one mail to each row of a CSV (or of JSON lines), or one message with --to."""
+    _check_usage(rows, to, format, sender, pool, priority)
+    _check_preview(preview, dry_run)
+    template = _template(subject, html, text, needed=not _is_jsonl(rows, format))
+    call = {
+        "sender": sender, "pool": pool, "name": name, "priority": priority, "send_at": send_at,
+        "expires_at": expires_at, "max_failures": max_failures, "on_finished": on_finished,
+        "ignore_suppressions": ignore_suppressions, "idempotency_key": idempotency_key,
+        "on_invalid": "skip" if skip_invalid else "raise", "by": by or login(),
+    }  # fmt: skip
+    order = _Order(rows, to or (), template, call, attach, rejected, preview)
+    with runtime() as rt, opened(rows, order.to, format, encoding, _wanted(template)) as source:
+        (_dry_run if dry_run else _send)(rt, order, source, json=json)
 
 
 def print_problems(problems: Sequence[Problem], lines: dict[int, int] | None = None) -> None:
@@ -95,24 +92,55 @@ def print_problems(problems: Sequence[Problem], lines: dict[int, int] | None = N
         output.say(f"... and {len(problems) - SHOWN} more")
 
 
+# ---- what was asked for -------------------------------------------------------------------------
+
+
 def _check_usage(
-    sender: str | None, pool: str | None, html: Path | None, text: Path | None, priority: str
-) -> None:
+    rows: Path | None, to: list[str] | None, kind: Format | None, sender: str | None,
+    pool: str | None, priority: str,
+) -> None:  # fmt: skip
+    if (rows is None) == (not to):
+        raise typer.BadParameter("give either a file of rows (- for standard input) or --to")
+    if kind is not None and rows is None:
+        raise typer.BadParameter("--format goes with a file of rows")
     if (sender is None) == (pool is None):
         raise typer.BadParameter("give either --sender or --pool")
-    if html is None and text is None:
-        raise typer.BadParameter("give --html or --text")
     try:
         Priority.named(priority)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
 
 
+def _check_preview(preview: Path | None, dry_run: bool) -> None:
+    if preview is not None and not dry_run:
+        raise typer.BadParameter("--preview goes with --dry-run")
+
+
+def _is_jsonl(rows: Path | None, kind: Format | None) -> bool:
+    """Whether each message may bring its own subject and body."""
+    if kind is not None or rows is None:
+        return kind is Format.JSONL
+    return rows.suffix.lower() in {".jsonl", ".ndjson"}
+
+
+def _template(
+    subject: str | None, html: Path | None, text: Path | None, *, needed: bool
+) -> Template | None:
+    if html is None and text is None:
+        if needed or subject is not None:
+            raise typer.BadParameter("give --html or --text")
+        return None
+    if subject is None:
+        raise typer.BadParameter("give --subject")
+    return Template(subject, html=_read(html, "--html"), text=_read(text, "--text"))
+
+
 def _read(path: Path | None, option: str) -> str | None:
     if path is None:
         return None
     try:
-        return path.read_text(encoding="utf-8-sig")
+        raw = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         reason = f"is not UTF-8 (byte {error.start + 1})"
     except OSError as error:
@@ -120,41 +148,41 @@ def _read(path: Path | None, option: str) -> str | None:
     raise output.Failed(f"{option} {path}: {reason}")
 
 
-def _send(rt: Runtime, order: _Order, *, json: bool) -> None:
-    from worker.client import Client
-
-    if order.idempotency_key or (order.pool and order.pool not in rt.settings.pools):
-        require_tables(rt.store, rt.settings.db_schema or None)
-    file = _open(order)
-    try:
-        receipt = Client(lambda: rt).enqueue(
-            attached(file, order.attach), sender=order.sender, pool=order.pool, name=order.name,
-            template=order.template, priority=order.priority, idempotency_key=order.idempotency_key,
-            on_invalid="skip" if order.skip_invalid else "raise", max_failures=order.max_failures,
-        )  # fmt: skip
-    except InvalidMessages as error:
-        raise _refused(file, error.problems, json=json) from None
-    if not receipt.accepted + receipt.duplicates:
-        raise _refused(file, receipt.rejected, json=json)
-    _report(file, receipt, workers(rt), json=json)
-
-
-def _open(order: _Order) -> CsvFile:
-    """The CSV; its columns go by the names that the template asks for. Raises Failed."""
-    from worker.csvfile import CsvFile
+def _wanted(template: Template | None) -> frozenset[str]:
+    """The names that the template asks for: columns go by them. Raises Failed."""
     from worker.templates import TemplateProblem, compiled
 
+    if template is None:
+        return frozenset()
     try:
-        wanted = compiled(asdict(order.template)).variables
+        return compiled(asdict(template)).variables
     except TemplateProblem as problem:
         raise output.Failed(f"{problem} ({problem.code})") from None
+
+
+# ---- sending ------------------------------------------------------------------------------------
+
+
+def _send(rt: Runtime, order: _Order, source: Any, *, json: bool) -> None:
+    from worker.client import Client
+
+    pool = order.call["pool"]
+    if order.call["idempotency_key"] or (pool and pool not in rt.settings.pools):
+        require_tables(rt.store, rt.settings.db_schema or None)
     try:
-        return CsvFile(order.csv, encoding=order.encoding, wanted=wanted)
+        receipt = Client(lambda: rt).enqueue(
+            attached(source, order.attach), template=order.template, **order.call
+        )
     except InvalidMessages as error:
-        raise _failed(order.csv, error.problems) from None
+        raise _refused(order, source, error.problems, json=json) from None
+    if not receipt.accepted + receipt.duplicates:
+        raise _refused(order, source, receipt.rejected, json=json)
+    if order.rejected:
+        write_rejected(order.rejected, source, receipt.rejected)
+    _report(source, receipt, workers(rt), json=json)
 
 
-def _report(file: CsvFile, receipt: Receipt, running: int | None, *, json: bool) -> None:
+def _report(source: Any, receipt: Receipt, running: int | None, *, json: bool) -> None:
     if json:
         rejected = [{"row": p.row, "code": p.code, "detail": f"{p.path}: {p.detail}"}
                     for p in _by_row(receipt.rejected)]  # fmt: skip
@@ -163,7 +191,7 @@ def _report(file: CsvFile, receipt: Receipt, running: int | None, *, json: bool)
                            "workers": running})  # fmt: skip
         return
     if receipt.rejected:
-        print_problems(receipt.rejected, _lines(file, receipt.rejected))
+        print_problems(receipt.rejected, _lines(source, receipt.rejected))
         output.warn(f"left out: {len(_by_row(receipt.rejected))} rows")
     again = f", {receipt.duplicates} were there already" if receipt.duplicates else ""
     output.say(f"batch {receipt.batch_id}: {receipt.accepted} accepted{again}")
@@ -172,85 +200,73 @@ def _report(file: CsvFile, receipt: Receipt, running: int | None, *, json: bool)
         output.warn(NO_WORKER)
 
 
-def _dry_run(rt: Runtime, order: _Order, *, json: bool) -> None:
-    file = _open(order)
+def _dry_run(rt: Runtime, order: _Order, source: Any, *, json: bool) -> None:
+    from worker.client import Client
+
     problems = _call_problems(rt, order)
-    rows = 0
-    first: list[Rendered] = []
     try:
-        for count, wrong, shown in _checked(rt, attached(file, order.attach), order.template):
-            rows += count
-            problems += wrong
-            first += shown[: RENDERED - len(first)]
+        rows = attached(source, order.attach)
+        found = Client(lambda: rt).review(rows, template=order.template, count=RENDERED)
     except InvalidMessages as error:  # of the file as a whole
-        problems += error.problems
-    if any(p.row == 0 or not order.skip_invalid for p in problems):
-        raise _refused(file, problems, json=json)
-    rejected = len(_by_row(problems))
+        raise _refused(order, source, [*problems, *error.problems], json=json) from None
+    problems += found.problems
+    skips = order.call["on_invalid"] == "skip"
+    if any(p.row == 0 and p.code != "MORE" for p in problems) or (problems and not skips):
+        raise _refused(order, source, problems, json=json)
+    if order.rejected:
+        write_rejected(order.rejected, source, problems)
+    if order.preview:
+        _write_preview(order.preview, found)
     if json:
-        output.print_json({"rows": rows, "rejected": [asdict(p) for p in _by_row(problems)],
-                           "first": [asdict(one) for one in first]})  # fmt: skip
+        output.print_json({"rows": found.rows, "rejected": [asdict(p) for p in _by_row(problems)],
+                           "first": [asdict(one) for one in found.first]})  # fmt: skip
         return
-    for one in first:
+    for one in found.first:
         output.say(f"Subject: {one.subject}\n\n{one.html or one.text}\n")
-    output.say(f"{rows - rejected} of {rows} rows would be sent; nothing was")
+    output.say(f"{found.rows - found.bad} of {found.rows} rows would be sent; nothing was")
+
+
+def _write_preview(path: Path, found: Review) -> None:
+    from worker.pages import preview_page
+
+    try:
+        path.write_text(preview_page(found.first, found.to, found.rows), encoding="utf-8")
+    except OSError as error:
+        raise output.Failed(f"--preview {path}: cannot be written: {error.strerror}") from None
 
 
 def _call_problems(rt: Runtime, order: _Order) -> list[Problem]:
     """What is wrong with the call apart from its rows."""
     from worker.checks import check_call, check_key
 
-    given = {"sender": order.sender, "pool": order.pool, "name": order.name,
-             "max_failures": order.max_failures}  # fmt: skip
-    _, problems = check_call(given, now=rt.inbox.now(), known_pool=lambda p: p in rt.pools())
-    key = order.idempotency_key
+    key = order.call["idempotency_key"]
+    _, problems = check_call(order.call, now=rt.inbox.now(), known_pool=lambda p: p in rt.pools())
     return [*problems, *(check_key(key) if key is not None else [])]
 
 
-def _checked(
-    rt: Runtime, file: Iterable[Message | Problem], template: Template
-) -> Iterator[tuple[int, list[Problem], list[Rendered]]]:
-    """(rows, problems, rows as they would be sent), block by block so that memory stays flat."""
-    from worker.client import Client
-
-    client, rows, done = Client(lambda: rt), iter(file), 0
-    while block := list(itertools.islice(rows, _BLOCK)):
-        wrong = [row for row in block if isinstance(row, Problem)]
-        rendered: list[Rendered] = []
-        try:
-            good = [row if isinstance(row, Message) else Message(to="x@example.com")
-                    for row in block]  # fmt: skip
-            rendered = client.preview(good, template=template, count=_BLOCK)
-        except InvalidMessages as error:
-            wrong += [replace(p, row=p.row + done) for p in error.problems]
-        yield len(block), wrong, rendered
-        done += len(block)
+# ---- refusals -----------------------------------------------------------------------------------
 
 
-def _refused(file: CsvFile, problems: Sequence[Problem], *, json: bool) -> output.Failed:
+def _refused(
+    order: _Order, source: Any, problems: Sequence[Problem], *, json: bool
+) -> output.Failed:
     """All problems: as a table, or in the document of --json; and the one line."""
+    of = source.name if order.rows in (None, STDIN) else order.rows
     if not any(p.row for p in problems):
-        return _failed(file.path, problems)
-    lines = _lines(file, problems)
+        return failed(of, problems)
+    if order.rejected:
+        write_rejected(order.rejected, source, problems)
+    lines = _lines(source, problems)
     if not json:
         print_problems(problems, lines)
     shown = [asdict(p) | {"line": lines.get(p.row)} for p in problems]
     first = next(p for p in problems if p.row)
     at = f"line {lines[first.row]}: " if first.row in lines and "line" not in first.path else ""
     return output.Failed(
-        f"nothing was sent: {len(_by_row(problems))} rows of {file.path} are wrong; "
+        f"nothing was sent: {len(_by_row(problems))} rows of {of} are wrong; "
         f"first: {at}{first.path}: {first.detail} ({first.code})",
         problems=shown,
     )
-
-
-def _failed(path: Path, problems: Sequence[Problem]) -> output.Failed:
-    """What is wrong apart from rows, all in the one line."""
-    told = "; ".join(
-        f"{path if p.code.startswith('CSV') and p.path == path.name else p.path}: {p.detail}"
-        f" ({p.code})" for p in problems
-    )  # fmt: skip
-    return output.Failed(f"nothing was sent: {told}", problems=[asdict(p) for p in problems])
 
 
 def _by_row(problems: Iterable[Problem]) -> list[Problem]:
@@ -262,9 +278,6 @@ def _by_row(problems: Iterable[Problem]) -> list[Problem]:
     return list(first.values())
 
 
-def _lines(file: CsvFile, problems: Sequence[Problem]) -> dict[int, int]:
-    """row → line of the rows whose problems are shown; reads the file up to the last of them."""
-    wanted = {p.row for p in problems[:SHOWN] if p.row}
-    rows = enumerate(file.numbered(), start=1)
-    upto = itertools.islice(rows, max(wanted, default=0))
-    return {row: line for row, (line, _) in upto if row in wanted}
+def _lines(source: Any, problems: Sequence[Problem]) -> dict[int, int]:
+    """row → line of the rows whose problems are shown."""
+    return lines_of(source, {p.row for p in problems[:SHOWN] if p.row})

@@ -6,7 +6,6 @@ aside in a private file; only then do they go to the inbox. So a refused call le
 
 from __future__ import annotations
 
-import itertools
 import logging
 import tempfile
 import uuid
@@ -17,10 +16,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from worker import checks, report, runtime, templates
-from worker.checks import Call, Checked
+from worker.checks import Call
 from worker.client.asking import ask, is_pool, known_id
 from worker.client.control import Control
-from worker.client.door import Door, open_template, rows
+from worker.client.door import Door, Review, open_template
 from worker.client.keeper import Keeper
 from worker.client.lists import Lists
 from worker.client.mail import Mails
@@ -115,21 +114,31 @@ class Client(Control, Lists, Mailboxes, Mails, Planning, Settling):
         template: Template | Mapping[str, Any] | None = None,
         count: int = 3,
     ) -> list[templates.Rendered]:
-        """The first `count` messages as they would be sent. Raises InvalidMessages."""
+        """The first `count` messages as they would be sent; all are checked, nothing is sent.
+
+        Raises InvalidMessages, Unavailable.
+        """
+        found = self.review(messages, template=template, count=count)
+        if found.problems:
+            raise InvalidMessages(found.problems)
+        return found.first
+
+    def review(
+        self,
+        messages: Iterable[Message | Mapping[str, Any] | Problem] | Message,
+        *,
+        template: Template | Mapping[str, Any] | None = None,
+        count: int = 3,
+    ) -> Review:
+        """As `preview`, but gives the problems, and how many rows there were."""
+        rt = self._runtime()
         source, compiled, wrong = open_template(template)
-        allowed = self._runtime().settings.allowed_domains
-        shown: list[templates.Rendered] = []
-        with _keeper(self._runtime()) as keeper:
-            door = Door(Call(), source, compiled, False, keeper, allowed)
-            for row, given in enumerate(itertools.islice(rows(messages), count), start=1):
-                found = door.check(row, given)
-                if isinstance(found, Checked):
-                    shown.append(templates.render(source, found.content))
-                else:
-                    wrong += found
         if wrong:
-            raise InvalidMessages(wrong)
-        return shown
+            return Review(problems=wrong)
+        with _keeper(rt) as keeper:
+            reconciles = rt.settings.on_unknown is OnUnknown.RECONCILE
+            door = Door(Call(), source, compiled, reconciles, keeper, rt.settings.allowed_domains)
+            return door.review(messages, count)
 
     def status(self, batch_id: str) -> dict[str, Any]:
         """State and counts of a batch; what still lies in the inbox counts as queued.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +16,17 @@ from worker.model import InvalidMessages, Message, Problem
 
 #: So many problems of a refused call are kept; the last one says how many more there are.
 MOST_PROBLEMS = 1000
+
+
+@dataclass(slots=True)
+class Review:
+    """What a dry run found."""
+
+    rows: int = 0
+    problems: list[Problem] = field(default_factory=list)  #: as `enqueue` would raise them
+    bad: int = 0  #: rows with a problem
+    first: list[templates.Rendered] = field(default_factory=list)
+    to: list[list[str]] = field(default_factory=list)  #: of these, the addresses in `to`
 
 
 class Door:
@@ -84,6 +96,26 @@ class Door:
         for one in found.content.get("attachments", ()):
             if self._keeper is not None:
                 self._keeper.need(one["sha256"])
+
+    def review(self, messages: Any, count: int) -> Review:
+        """Checks all messages and renders the first `count` good ones; keeps nothing."""
+        found, left_out = Review(), 0
+        for row, given in enumerate(rows(messages), start=1):
+            checked = self.check(row, given)
+            found.rows = row
+            if not isinstance(checked, Checked):
+                room = MOST_PROBLEMS - len(found.problems)
+                found.problems += checked[:room]
+                left_out += max(0, len(checked) - room)
+                found.bad += 1
+            elif len(found.first) < count:
+                found.first.append(templates.render(self._source, checked.content))
+                found.to.append([one["address"] for one in checked.content.get("to") or ()])
+        if not found.rows:
+            raise InvalidMessages([Problem(0, "EMPTY", "messages", "there is no message")])
+        if left_out:
+            found.problems.append(Problem(0, "MORE", "messages", f"and {left_out} more problems"))
+        return found
 
 
 def rows(messages: Any) -> Iterator[object]:
