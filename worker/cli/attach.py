@@ -14,17 +14,13 @@ from worker.model import Attachment, Message, Problem
 Row = Message | Mapping[str, Any] | Problem
 
 
-def attached(
-    rows: Iterable[Row], paths: Sequence[Path] | None
-) -> Iterable[Row]:
+def attached(rows: Iterable[Row], paths: Sequence[Path] | None) -> Iterable[Row]:
     """The rows with these files, which are read at once. Raises Failed where one cannot be sent."""
     files = [_read(path) for path in paths or ()]
     return _with(rows, files) if files else rows
 
 
-def _with(
-    rows: Iterable[Row], files: Sequence[Attachment]
-) -> Iterator[Row]:
+def _with(rows: Iterable[Row], files: Sequence[Attachment]) -> Iterator[Row]:
     for row in rows:
         if isinstance(row, Message):
             yield replace(row, attachments=[*row.attachments, *files])
