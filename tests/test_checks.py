@@ -170,6 +170,15 @@ def test_all_problems_of_a_message_come_together():
     ]  # fmt: skip
 
 
+def test_a_recipient_outside_the_allowed_domains_is_refused_in_its_place():
+    """Each of them; the reason names what is allowed."""
+    rules = Rules(allowed_domains=frozenset({"example.com"}))
+    found = problems(rules, to="ann@EXAMPLE.com", cc=["b@example.org", "c@sub.example.com"])
+
+    assert [(p.code, p.path) for p in found] == [("RCPT_POLICY", "cc")] * 2
+    assert "ALLOWED_DOMAINS: example.com" in found[0].detail
+
+
 def test_a_misspelt_field_is_named_with_what_was_meant():
     """A mapping is as good as a Message, as long as each of its fields is known."""
     found = checks.check(1, {**GOOD, "subjct": "x"}, Rules())
@@ -231,6 +240,7 @@ def call_codes(**fields: Any) -> list[tuple[str, str]]:
         ({"priority": 9}, ("TYPE", "priority")),
         ({"on_invalid": "maybe"}, ("ON_INVALID", "on_invalid")),
         ({"on_invalid": []}, ("ON_INVALID", "on_invalid")),
+        ({"ignore_suppressions": "yes"}, ("TYPE", "ignore_suppressions")),
         ({"on_finished": "not a task"}, ("TASK_NAME", "on_finished")),
         ({"send_at": "2026-11-24T09:00"}, ("TIME_NAIVE", "send_at")),
         ({"send_at": datetime(2026, 11, 24)}, ("TIME_NAIVE", "send_at")),  # noqa: DTZ001

@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from worker.cli import output
 from worker.cli.doors import NO_WORKER, Json, an_id, migrated, start_of, workers
+from worker.cli.watch import live
 from worker.model import BatchState, State
 from worker.staging import Staging
 
@@ -30,6 +32,11 @@ LOOK = 1.0
 _ENDED = (BatchState.FINISHED, BatchState.CANCELLED)
 _COLUMNS = ("id", "position", "to", "mailbox", "state", "attempts", "error_code", "request_id",
             "sent_at")  # fmt: skip
+
+
+#: A spreadsheet runs what begins so; an address may, as in `=1+1@example.com`.
+#: https://owasp.org/www-community/attacks/CSV_Injection
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class Format(StrEnum):
@@ -86,7 +93,10 @@ def status(batch_id: BatchId, json: Json = False) -> None:
 def watch(batch_id: BatchId, json: Json = False) -> None:
     """Waits until the batch has ended; exit status 1 if messages failed or are unknown."""
     with migrated() as rt:
-        found = _wait(rt, batch_id, quiet=json)
+        if not json and sys.stdout.isatty():
+            found = live(lambda: status_of(rt, batch_id), lambda: time.sleep(LOOK))
+        else:
+            found = _wait(rt, batch_id, quiet=json)
     if json:
         output.print_json(found)
     else:
@@ -117,6 +127,27 @@ def export(
                 sys.stdout.write(output.as_json(row) + "\n")
         else:
             _write_csv(rows)
+
+
+@app.command("report")
+def report_(
+    batch_id: BatchId,
+    html: Annotated[Path, typer.Option(help="Where to write the page.")],
+    json: Json = False,
+) -> None:
+    """One page about a batch that anyone may be shown: totals, speed, failures in plain words."""
+    from worker.client import Client
+
+    with migrated() as rt:
+        page = Client(lambda: rt).report(an_id(batch_id, "batch"))
+    try:
+        html.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise output.Failed(f"--html {html}: cannot be written: {error.strerror}") from None
+    if json:
+        output.print_json({"html": str(html)})
+    else:
+        output.say(f"written: {html}")
 
 
 def status_of(rt: Runtime, batch_id: str) -> dict[str, Any]:
@@ -169,5 +200,9 @@ def _write_csv(rows: Iterable[Mapping[str, Any]]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(_COLUMNS)
     for row in rows:
-        cells = (output.plain(row[name]) for name in _COLUMNS)
-        writer.writerow(cells)
+        writer.writerow([_harmless(output.plain(row[name])) for name in _COLUMNS])
+
+
+def _harmless(cell: Any) -> Any:
+    """What a spreadsheet would take for a formula begins with an apostrophe instead."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from worker import report
 from worker.checks import Refused
 from worker.checks.addresses import address
 from worker.client.asking import ask, known_id
 from worker.model import BatchState, InvalidMessages, Problem, State
+from worker.pages import report_page
 from worker.store.finding import Wanted
 
 if TYPE_CHECKING:
@@ -41,6 +43,17 @@ class Lists:
         found: list[dict[str, Any]] = ask(lambda: rt.store.finding.batches(
             limit, state=chosen, name=name, since=since, sender=sender))  # fmt: skip
         return found
+
+    def report(self, batch_id: str) -> str:
+        """A page of HTML about a batch, whole in itself, to be shown to anyone.
+
+        Raises NotFound, Unavailable.
+        """
+        rt, batch_id = self._runtime(), known_id(batch_id)
+        status = ask(lambda: report.status(rt, batch_id))
+        summary = ask(lambda: rt.store.summaries.batch(batch_id))
+        slots = rt.settings.mailbox_concurrency
+        return report_page(status, summary, slots=slots, now=rt.inbox.now())
 
     def find(
         self, *, to: str | None = None, state: str | None = None, code: str | None = None,

@@ -30,6 +30,7 @@ from worker.store.outlook import Outlook
 from worker.store.retention import Retention
 from worker.store.sending import Sending, ToClaim, ToRecord
 from worker.store.statements import due_queues
+from worker.store.summaries import Summaries
 from worker.store.suppressions import Suppressions
 from worker.store.transactions import Transactions
 from worker.store.writer import Writer
@@ -74,6 +75,7 @@ class Store(Transactions):
         self.gauges = Gauges(engine)
         self.retention = Retention(engine)
         self.finding = Finding(engine)
+        self.summaries = Summaries(engine)
         self.doubt = Doubt(engine)
 
     def look(
