@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from worker.checks import Refused, check_size
 from worker.cli import output
 from worker.model import Attachment, Message, Problem
 
@@ -31,6 +30,8 @@ def _with(rows: Iterable[Row], files: Sequence[Attachment]) -> Iterator[Row]:
 
 
 def _read(path: Path) -> Attachment:
+    from worker.checks import Refused, check_size
+
     try:
         if path.is_file():
             check_size(path.stat().st_size)
