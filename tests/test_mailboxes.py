@@ -395,3 +395,20 @@ def test_an_urgent_message_passes_five_thousand_others(service: Service) -> None
     passed = next(n for n, mail in enumerate(mails) if mail["marker"] == marker)
     before = sum(mail["time"] > enqueued for mail in mails[:passed])
     assert before < 160  # 80 a second with four at once and 50 ms each
+
+
+@POSTGRESQL
+def test_a_mailboxs_own_limit_holds_and_the_status_names_it(service: Service) -> None:
+    """Set while running; what is over it waits, and the batch says for what."""
+    service.client.set_mailbox(MAILBOXES[0], {"message_rate": "40/h"})
+    service.worker("one")
+    batch = service.client.enqueue(
+        some_messages(60), sender=MAILBOXES[0], template=TEMPLATE
+    ).batch_id
+
+    wait_until(lambda: service.client.status(batch)["limit"] == "messages", "the limit is named")
+
+    wait_until(lambda: not service.counts(batch)["sending"], "what is in flight ends")
+    assert service.counts(batch)["sent"] == 38  # 5 % are kept for priority high
+    service.client.set_mailbox(MAILBOXES[0], {"message_rate": "default"})
+    assert service.wait_for_end(batch) == Counter(sent=60)

@@ -68,8 +68,7 @@ class Mailboxes:
         """
         rt, address = self._runtime(), _address(mailbox)
         changed = ask(lambda: rt.store.mailboxes.resume(address, by=by, why=why))
-        if changed:
-            rt.ring_sweep()
+        _wake(rt, address)
         return {"mailbox": address, "state": "ready", "changed": changed}
 
     def set_mailbox(
@@ -81,6 +80,7 @@ class Mailboxes:
         rt, address = self._runtime(), _address(mailbox)
         changes = {str(LIMITS[name]): _limit(name, value) for name, value in limits.items()}
         found = ask(lambda: rt.store.mailboxes.limit(address, changes, by=by, why=why))
+        _wake(rt, address)
         return {"mailbox": address, "limits": _by_name(found)}
 
     def pools(self) -> list[dict[str, Any]]:
@@ -105,6 +105,13 @@ class Mailboxes:
         ask(lambda: rt.store.mailboxes.set_pool(name, members, by=by, why=why))
         rt.ring_sweep()
         return {"pool": name, "mailboxes": members}
+
+
+def _wake(rt: Runtime, address: str) -> None:
+    """There is news for a lane that would else wait until its window has room, or for a probe."""
+    with suppress(RedisError):  # without it nothing is sent; the sweep wakes whatever is due
+        if rt.call(rt.gate.ring([address]))[0] > 0:
+            rt.bell.deliver(address)
 
 
 _COLUMNS = ("mailbox", "cooldown_until", "limits", "code", "reason", "since", "probe_at")
