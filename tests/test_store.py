@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import CheckConstraint, insert
+from sqlalchemy import CheckConstraint, NullPool, create_engine, insert, make_url
 from sqlalchemy.exc import IntegrityError
 
 from tests.store_kit import SENT, Kit, opened, sqlite_only, to_claim, to_record
 from worker.model import InvalidSettings, State
-from worker.store import Writer, make_engine
+from worker.store import Writer, make_engine, upgrade
 from worker.store.schema import attempts, mailboxes, metadata
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -24,6 +24,26 @@ NOW = datetime(2030, 1, 1, tzinfo=UTC)
 def kit(migrated_url: str) -> Iterator[Kit]:
     with opened(migrated_url) as kit:
         yield kit
+
+
+def test_a_database_without_an_encoding_serves_as_well(postgres_server: str) -> None:
+    """initdb in a container without a locale makes SQL_ASCII, which answers in bytes."""
+    admin = create_engine(postgres_server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with admin.connect() as connection:
+        connection.exec_driver_sql(
+            "CREATE DATABASE plain ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' "
+            "TEMPLATE template0"
+        )
+    url = make_url(postgres_server).set(database="plain").render_as_string(hide_password=False)
+    try:
+        upgrade(url)
+        with opened(url) as kit:
+            head, [one] = kit.batch(name="Zürich")
+            assert kit.status(head.id)["name"] == "Zürich"
+            assert kit.message(one)["state"] == State.QUEUED
+    finally:
+        with admin.connect() as connection:
+            connection.exec_driver_sql("DROP DATABASE plain WITH (FORCE)")
 
 
 #: Constraint → what it must refuse: of a message (whole otherwise), or of another table.

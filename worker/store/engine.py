@@ -64,7 +64,12 @@ def make_engine(
             pool_timeout=5,
             hide_parameters=True,
             pool_pre_ping=True,
-            connect_args={"options": POSTGRES_OPTIONS, "connect_timeout": 2} | POSTGRES_LIFE,
+            connect_args={
+                "options": POSTGRES_OPTIONS,
+                "connect_timeout": 2,
+                "client_encoding": "utf8",  # a database in SQL_ASCII would answer in bytes
+                **POSTGRES_LIFE,
+            },
         )
         if patience is not None:
             limit(engine, patience)
