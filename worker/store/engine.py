@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 POSTGRES_OPTIONS = (
     "-c statement_timeout=8000 -c lock_timeout=3000"
     " -c idle_in_transaction_session_timeout=15000 -c timezone=UTC"
+    " -c client_encoding=utf8"  # a database in SQL_ASCII would answer in bytes
 )
 
 #: A connection whose other end is gone without a word is given up within about 15 seconds.
@@ -64,12 +65,7 @@ def make_engine(
             pool_timeout=5,
             hide_parameters=True,
             pool_pre_ping=True,
-            connect_args={
-                "options": POSTGRES_OPTIONS,
-                "connect_timeout": 2,
-                "client_encoding": "utf8",  # a database in SQL_ASCII would answer in bytes
-                **POSTGRES_LIFE,
-            },
+            connect_args={"options": POSTGRES_OPTIONS, "connect_timeout": 2} | POSTGRES_LIFE,
         )
         if patience is not None:
             limit(engine, patience)
