@@ -257,13 +257,13 @@ def test_memory_stays_flat_while_a_large_file_is_enqueued(desk: Desk, root: Path
     assert peak < 50_000_000
 
 
-@pytest.mark.parametrize("start", [0, 1, PART - 1, PART, PART + 1, 3 * PART - 2, 5 * PART])
-def test_any_range_of_a_content_can_be_read(desk: Desk, start: int) -> None:
+def test_any_range_of_a_content_can_be_read(desk: Desk) -> None:
     """What an upload session asks for next need not be where a part begins."""
     content = os.urandom(3 * PART + 7)
     desk.enqueue(mail(attachments=[Attachment("a", content)]))
     desk.ingest()
     sha256 = hashlib.sha256(content).hexdigest()
-    for length in (1, PART, 3 * PART, 10 * PART):
-        found = desk.runtime.store.contents.read(sha256, start, length)
-        assert found == content[start : start + length]
+    for start in (0, 1, PART - 1, PART, PART + 1, 3 * PART - 2, 5 * PART):
+        for length in (1, PART, 3 * PART, 10 * PART):
+            found = desk.runtime.store.contents.read(sha256, start, length)
+            assert found == content[start : start + length]
