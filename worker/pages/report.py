@@ -11,7 +11,7 @@ from worker.meanings import meaning
 #: So many bars at most; each then stands for several minutes.
 BARS = 120
 WIDTH, HEIGHT = 720, 200
-_LEFT, _BOTTOM, _TOP = 48, 24, 12
+_BOTTOM, _TOP = 1, 4
 
 _GROUPS = {
     "sent": ("sent",), "failed": ("failed",), "unknown": ("unknown",),
@@ -35,9 +35,9 @@ def bars(minutes: Sequence[tuple[datetime, int]]) -> dict[str, Any]:
     for minute, sent in minutes:
         heights[int((minute - first) / timedelta(minutes=1)) // span] += sent / span
     top, room = max(heights), HEIGHT - _BOTTOM - _TOP
-    step = (WIDTH - _LEFT) / len(heights)
+    step = WIDTH / len(heights)
     drawn = [
-        {"x": round(_LEFT + n * step, 1), "y": round(HEIGHT - _BOTTOM - room * h / top, 1),
+        {"x": round(n * step, 1), "y": round(HEIGHT - _BOTTOM - room * h / top, 1),
          "width": round(max(step - 1, 0.5), 1), "height": round(room * h / top, 1),
          "sent": round(h)}
         for n, h in enumerate(heights)
