@@ -6,20 +6,19 @@ aside in a private file; only then do they go to the inbox. So a refused call le
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from worker import checks, report, runtime, templates
 from worker.checks import Call
-from worker.client.asking import ask, is_pool, known_id
+from worker.client.asking import ask, known_id
 from worker.client.control import Control
 from worker.client.door import Door, Review, open_template
+from worker.client.inside import Inside
 from worker.client.keeper import Keeper
 from worker.client.lists import Lists
 from worker.client.mail import Mails
@@ -27,9 +26,9 @@ from worker.client.mailboxes import Mailboxes
 from worker.client.planning import Planning
 from worker.client.settling import Settling
 from worker.client.spool import Spool
+from worker.client.through import Through
 from worker.inbox import Batch
 from worker.model import (
-    IdempotencyConflict,
     InvalidMessages,
     Message,
     NotFound,
@@ -42,8 +41,6 @@ from worker.model import (
 
 if TYPE_CHECKING:
     from worker.runtime import Runtime
-
-log = logging.getLogger(__name__)
 
 SPOOL_BYTES = 8 * 1024 * 1024
 
@@ -77,8 +74,13 @@ class Client(Control, Lists, Mailboxes, Mails, Planning, Settling):
         max_failures: int | str | None = None,
         ignore_suppressions: bool = False,
         by: str = "api",
+        session: Any = None,
     ) -> Receipt:  # fmt: skip
         """Checks all messages, then appends them as one batch; a repeat with its key adds nothing.
+
+        `session`: a SQLAlchemy Session or Connection on Postroom's database. The messages are rows
+        of its transaction: rolled back, there is nothing; committed, they are sent. Redis is not
+        needed. What the database refuses there is raised as it is.
 
         `ignore_suppressions`: for legal notices; an event says so, and `by` whom.
         `on_finished`: the name of a Celery task of the application's own, called with the batch's
@@ -93,9 +95,13 @@ class Client(Control, Lists, Mailboxes, Mails, Planning, Settling):
                  "on_finished": on_finished, "max_failures": max_failures,
                  "ignore_suppressions": ignore_suppressions}  # fmt: skip
         batch_id = _batch_id(idempotency_key)
-        now = rt.inbox.now(batch_id)
+        way = (
+            Through(rt, batch_id, repeat=idempotency_key is not None) if session is None
+            else Inside(rt, session, batch_id)
+        )  # fmt: skip
+        now = way.now()
         with _file() as file, _keeper(rt) as keeper:
-            door = _door(rt, given, template, batch_id, now, by, keeper)
+            door = _door(rt, way, given, template, now, by, keeper)
             spool = Spool(file, door.identity())
             rejected = door.pass_through(messages, spool, every=on_invalid == "skip")
             if on_invalid == "raise" and rejected:
@@ -104,7 +110,7 @@ class Client(Control, Lists, Mailboxes, Mails, Planning, Settling):
                 return Receipt(batch_id, 0, 0, tuple(rejected))
             batch = Batch(batch_id, spool.digest.hexdigest(), door.head(now), spool.chunks,
                           spool.messages)  # fmt: skip
-            accepted, duplicates = _append(rt, batch, spool, keeper, idempotency_key is not None)
+            accepted, duplicates = way.append(batch, spool, keeper)
         return Receipt(batch_id, accepted, duplicates, tuple(rejected))
 
     def preview(
@@ -146,13 +152,13 @@ class Client(Control, Lists, Mailboxes, Mails, Planning, Settling):
         Raises NotFound, Unavailable.
         """
         rt, batch_id = self._runtime(), known_id(batch_id)
-        found: dict[str, Any] = ask(lambda: report.status(rt, batch_id))
+        found: dict[str, Any] = ask(rt, lambda: report.status(rt, batch_id))
         return found
 
     def messages(self, batch_id: str) -> Iterator[dict[str, Any]]:
         """Every message of a batch in the order of its input, streamed. Raises NotFound."""
         rt, batch_id = self._runtime(), known_id(batch_id)
-        if ask(lambda: rt.store.batch_status(batch_id)) is None:
+        if ask(rt, lambda: rt.store.batch_status(batch_id)) is None:
             raise NotFound(f"no batch {batch_id}")
         return iter(rt.store.export(batch_id))
 
@@ -169,68 +175,16 @@ def _keeper(rt: Runtime) -> Iterator[Keeper]:
 
 
 def _door(
-    rt: Runtime, given: Mapping[str, Any], template: object, batch_id: str, now: datetime, by: str,
-    keeper: Keeper,
+    rt: Runtime, way: Inside | Through, given: Mapping[str, Any], template: object, now: datetime,
+    by: str, keeper: Keeper,
 ) -> Door:  # fmt: skip
     """The door for one call. Raises InvalidMessages where the call itself is wrong."""
-    known = partial(is_pool, rt, batch_id=batch_id)
-    call, problems = checks.check_call(given, now=now, known_pool=known)
+    call, problems = checks.check_call(given, now=now, known_pool=way.knows_pool)
     source, compiled, wrong = open_template(template)
     if problems or wrong:
         raise InvalidMessages([*problems, *wrong])
     reconciles = rt.settings.on_unknown is OnUnknown.RECONCILE
     return Door(call, source, compiled, reconciles, keeper, rt.settings.allowed_domains, by)
-
-
-def _append(
-    rt: Runtime, batch: Batch, spool: Spool, keeper: Keeper, repeat: bool
-) -> tuple[int, int]:
-    """Appends what is not there yet, attachments first: (accepted, duplicates)."""
-    there = _in_sql(rt, batch) if repeat else {}
-    accepted = duplicates = 0
-    ring = False
-    try:
-        if len(there) < spool.chunks:
-            for part in keeper.parts():
-                ring |= rt.parts.append(part, budget=rt.settings.inbox_budget, batch_id=batch.id)
-        for chunk in spool.read():
-            if chunk.number in there:
-                duplicates += chunk.count
-                continue
-            appended = rt.inbox.append_chunk(
-                batch, chunk.number, count=chunk.count, first=chunk.first, digest=chunk.digest,
-                body=chunk.body, budget=rt.settings.inbox_budget,
-            )  # fmt: skip
-            accepted += chunk.count if appended.created else 0
-            duplicates += 0 if appended.created else chunk.count
-            ring |= appended.ring
-    finally:
-        # Also for what came in before a failure: the sooner there is room again.
-        if ring:
-            _ring(rt)
-    return accepted, duplicates
-
-
-def _in_sql(rt: Runtime, batch: Batch) -> Mapping[int, int]:
-    """The chunks that SQL has, where Redis knows no more. Raises IdempotencyConflict."""
-    if rt.inbox.known(batch.id) is not None:
-        return {}
-    seen = ask(lambda: rt.store.batch_digest(batch.id), batch.id)
-    if seen is None:
-        return {}
-    if seen.digest != batch.digest:
-        raise IdempotencyConflict(batch.id)
-    return dict(seen.chunks)
-
-
-def _ring(rt: Runtime) -> None:
-    try:
-        rt.ring_ingest()
-    except Exception as error:  # noqa: BLE001  (a ring is a hint: the sweep looks every second)
-        log.warning("the bell was not heard (%s)", type(error).__name__)
-
-
-# ---- what is asked of others --------------------------------------------------------------------
 
 
 def _batch_id(key: str | None) -> str:

@@ -66,7 +66,7 @@ class Control:
             detail = "give a zone, e.g. 2026-10-25T09:00+02:00"
             raise InvalidMessages([Problem(0, "TIME_NAIVE", "since", detail)])
         age = rt.settings.max_age.total_seconds()
-        found: dict[str, Any] | None = ask(lambda: rt.store.control.retry(
+        found: dict[str, Any] | None = ask(rt, lambda: rt.store.control.retry(
             batch_id, code=code, since=since, include_unknown=include_unknown, dry_run=dry_run,
             by=by, why=why, age=age))  # fmt: skip
         if found is None:  # all of it lies in the inbox: none has failed
@@ -78,10 +78,10 @@ class Control:
 
     def _done(self, batch_id: str, command: Callable[[], dict[str, Any] | None]) -> dict[str, Any]:
         """Does it, also to a batch of which SQL has nothing yet and the inbox has."""
-        found = ask(command)
+        found = ask(self._runtime(), command)
         if found is None:
             self._let_arrive(batch_id)
-            found = ask(command)
+            found = ask(self._runtime(), command)
         if found is None:
             raise NotFound(f"no batch {batch_id}")
         if found["state"] == BatchState.OPEN:  # what lies in the inbox is queued too
@@ -90,7 +90,7 @@ class Control:
 
     def _counts(self, batch_id: str) -> dict[str, int]:
         rt = self._runtime()
-        status = ask(lambda: report.status(rt, batch_id))
+        status = ask(rt, lambda: report.status(rt, batch_id))
         return dict(status["counts"])
 
     def _let_arrive(self, batch_id: str) -> None:
@@ -100,4 +100,4 @@ class Control:
         if known is None:
             raise NotFound(f"no batch {batch_id}")
         head = Head.of(batch_id, known, rt.settings.max_age)
-        ask(lambda: rt.store.arrive([head], []))
+        ask(rt, lambda: rt.store.arrive([head], []))

@@ -40,7 +40,7 @@ class Lists:
         if isinstance(since, datetime) and since.utcoffset() is None:
             raise _refused("TIME_NAIVE", "since", "give a zone, e.g. 2026-10-25T09:00+02:00")
         chosen = None if state is None else _one_of(BatchState, state, "state")
-        found: list[dict[str, Any]] = ask(lambda: rt.store.finding.batches(
+        found: list[dict[str, Any]] = ask(rt, lambda: rt.store.finding.batches(
             limit, state=chosen, name=name, since=since, sender=sender))  # fmt: skip
         return found
 
@@ -50,8 +50,8 @@ class Lists:
         Raises NotFound, Unavailable.
         """
         rt, batch_id = self._runtime(), known_id(batch_id)
-        status = ask(lambda: report.status(rt, batch_id))
-        summary = ask(lambda: rt.store.summaries.batch(batch_id))
+        status = ask(rt, lambda: report.status(rt, batch_id))
+        summary = ask(rt, lambda: rt.store.summaries.batch(batch_id))
         slots = rt.settings.mailbox_concurrency
         return report_page(status, summary, slots=slots, now=rt.inbox.now())
 
@@ -68,7 +68,7 @@ class Lists:
         rt = self._runtime()
         chosen = None if state is None else _one_of(State, state, "state")
         wanted = Wanted(to, chosen, code, None if batch_id is None else known_id(batch_id))
-        found, following = ask(lambda: rt.store.finding.messages(wanted, limit, after))
+        found, following = ask(rt, lambda: rt.store.finding.messages(wanted, limit, after))
         return {"messages": found, "next": following}
 
     def suppress(
@@ -82,7 +82,7 @@ class Lists:
         """
         rt = self._runtime()
         wanted = dict(_checked(addresses, reason))
-        added = ask(lambda: rt.store.suppressions.add(wanted.items(), by=by, why=why))
+        added = ask(rt, lambda: rt.store.suppressions.add(wanted.items(), by=by, why=why))
         return {"added": added, "known": len(wanted) - added}
 
     def unsuppress(
@@ -91,7 +91,7 @@ class Lists:
         """These may be written to again: {"removed", "unknown"}. Raises as `suppress`."""
         rt = self._runtime()
         wanted = dict(_checked(addresses, None))
-        removed = ask(lambda: rt.store.suppressions.remove(wanted, by=by, why=why))
+        removed = ask(rt, lambda: rt.store.suppressions.remove(wanted, by=by, why=why))
         return {"removed": removed, "unknown": len(wanted) - removed}
 
     def suppressions(self) -> Iterator[dict[str, Any]]:

@@ -42,8 +42,8 @@ class Mailboxes:
         "reason", "since", "probe_at", "pools"}; state is ready, cooling or suspended.
         """
         rt = self._runtime()
-        pools = ask(rt.pools)
-        known = {one["mailbox"]: one for one in ask(rt.store.mailboxes.all)}
+        pools = ask(rt, rt.pools)
+        known = {one["mailbox"]: one for one in ask(rt, rt.store.mailboxes.all)}
         for mailbox in (m for members in pools.values() for m in members):
             known.setdefault(mailbox, dict.fromkeys(_COLUMNS) | {"mailbox": mailbox})
         return [_shown(known[m], pools) for m in sorted(known)]
@@ -53,7 +53,7 @@ class Mailboxes:
     ) -> dict[str, Any]:
         """Nothing is sent from it until `resume_mailbox`: {"mailbox", "state", "changed"}."""
         rt, address = self._runtime(), _address(mailbox)
-        changed = ask(lambda: rt.store.mailboxes.suspend(address, by=by, why=why))
+        changed = ask(rt, lambda: rt.store.mailboxes.suspend(address, by=by, why=why))
         with suppress(RedisError):  # without Redis nothing is sent anyway
             rt.call(rt.gate.cool(address, HALT))
         return {"mailbox": address, "state": "suspended", "changed": changed}
@@ -67,7 +67,7 @@ class Mailboxes:
         suspended again.
         """
         rt, address = self._runtime(), _address(mailbox)
-        changed = ask(lambda: rt.store.mailboxes.resume(address, by=by, why=why))
+        changed = ask(rt, lambda: rt.store.mailboxes.resume(address, by=by, why=why))
         _wake(rt, address)
         return {"mailbox": address, "state": "ready", "changed": changed}
 
@@ -79,7 +79,7 @@ class Mailboxes:
         """
         rt, address = self._runtime(), _address(mailbox)
         changes = {str(LIMITS[name]): _limit(name, value) for name, value in limits.items()}
-        found = ask(lambda: rt.store.mailboxes.limit(address, changes, by=by, why=why))
+        found = ask(rt, lambda: rt.store.mailboxes.limit(address, changes, by=by, why=why))
         _wake(rt, address)
         return {"mailbox": address, "limits": _by_name(found)}
 
@@ -89,7 +89,7 @@ class Mailboxes:
         return [
             {"pool": name, "mailboxes": list(members),
              "from": "settings" if name in rt.settings.pools else "database"}
-            for name, members in sorted(ask(rt.pools).items())
+            for name, members in sorted(ask(rt, rt.pools).items())
         ]  # fmt: skip
 
     def set_pool(
@@ -102,7 +102,7 @@ class Mailboxes:
         if not mailboxes:
             raise InvalidSettings(f"pool {name}: give at least one mailbox")
         members = sorted({_address(m) for m in mailboxes})
-        ask(lambda: rt.store.mailboxes.set_pool(name, members, by=by, why=why))
+        ask(rt, lambda: rt.store.mailboxes.set_pool(name, members, by=by, why=why))
         rt.ring_sweep()
         return {"pool": name, "mailboxes": members}
 

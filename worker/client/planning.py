@@ -45,11 +45,11 @@ class Planning:
         if count < 1 or not 0 <= external <= count:
             raise InvalidSettings("count: at least 1, and external from 0 to count")
         members, targets = _senders(rt, sender, pool)
-        shut = {one["mailbox"] for one in ask(lambda: rt.store.mailboxes.suspended(members))}
-        senders = {m: ask(partial(_sender, rt, m)) for m in members}
+        shut = {one["mailbox"] for one in ask(rt, lambda: rt.store.mailboxes.suspended(members))}
+        senders = {m: ask(rt, partial(_sender, rt, m)) for m in members}
         used = {m: _used(one) for m, one in senders.items()}
-        ahead: int = ask(lambda: rt.store.outlook.waiting(targets))
-        seconds, size = ask(lambda: rt.store.outlook.typical(members))
+        ahead: int = ask(rt, lambda: rt.store.outlook.waiting(targets))
+        seconds, size = ask(rt, lambda: rt.store.outlook.typical(members))
         one = plan.Typical(seconds or SECONDS, size or SIZE, external / count)
         open_ = [s for m, s in senders.items() if m not in shut]
         for other in open_[1:]:  # the tenant's window is the same for all
@@ -70,7 +70,7 @@ def _senders(
     if (sender is None) == (pool is None):
         raise InvalidSettings("give a sender or a pool, and not both")
     if pool is not None:
-        members = ask(rt.pools).get(pool, [])
+        members = ask(rt, rt.pools).get(pool, [])
         if not members:
             raise NotFound(f"no pool {pool!r}, or it has no mailbox")
         return members, [("pool", pool), *(("mailbox", m) for m in members)]

@@ -38,7 +38,7 @@ class Settling:
         if done is not None:
             return done
         # Raises NotFound; else all of it lies in the inbox, and none is in doubt.
-        counts = ask(lambda: report.status(rt, batch_id))["counts"]
+        counts = ask(rt, lambda: report.status(rt, batch_id))["counts"]
         return {"settled": 0, "left": {state: n for state, n in counts.items() if n}}
 
     def settle_message(
@@ -57,7 +57,7 @@ def _settle(rt: Runtime, as_: str, **its: Any) -> dict[str, Any] | None:
     if as_ not in SETTLED_AS:
         raise WrongState(f"{as_!r} is not one of {', '.join(SETTLED_AS)}")
     margin = rt.settings.settle_margin + rt.settings.request_timeout
-    done: Settled | None = ask(lambda: rt.store.doubt.settle(
+    done: Settled | None = ask(rt, lambda: rt.store.doubt.settle(
         State(as_), wait=margin.total_seconds(), age=rt.settings.max_age.total_seconds(), **its
     ))  # fmt: skip
     if done is None:
