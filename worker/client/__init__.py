@@ -95,10 +95,8 @@ class Client(Control, Lists, Mailboxes, Mails, Planning, Settling):
                  "on_finished": on_finished, "max_failures": max_failures,
                  "ignore_suppressions": ignore_suppressions}  # fmt: skip
         batch_id = _batch_id(idempotency_key)
-        way = (
-            Through(rt, batch_id, repeat=idempotency_key is not None) if session is None
-            else Inside(rt, session, batch_id)
-        )  # fmt: skip
+        repeat = idempotency_key is not None
+        way = Inside(rt, session, batch_id) if session else Through(rt, batch_id, repeat=repeat)
         now = way.now()
         with _file() as file, _keeper(rt) as keeper:
             door = _door(rt, way, given, template, now, by, keeper)
