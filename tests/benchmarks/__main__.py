@@ -1,4 +1,7 @@
-"""`./dev bench NAME [ARGS]`: runs one benchmark; without a name, lists them."""
+"""`./dev bench [NAME] [ARGS]`: runs one benchmark; without a name, that of all side by side.
+
+`./dev bench list` lists them, `./dev bench quick` is short.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ BENCHES = {
 
 def main(words: list[str]) -> int:
     """The exit status of the benchmark that the first word names."""
-    name = words[0] if words else ""
+    if not words or words[0] == "quick" or words[0].startswith("--"):
+        words = ["side", *words]
+    name = words[0]
     if name not in BENCHES:
         print("\n".join(f"{one:12} {about(path)}" for one, path in BENCHES.items()))
         return 2

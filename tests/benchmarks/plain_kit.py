@@ -47,6 +47,7 @@ def running(
     environment = stage.environment | {
         "PLAIN_BROKER": stage.redis.celery_url, "PLAIN_DATABASE": stage.postgres.url,
         "PLAIN_RATE_LIMIT": rate_limit, "PYTHONPATH": str(kit.HOME),
+        "REQUESTS_CA_BUNDLE": stage.simulator.ca_bundle,  # would win over MSAL's own argument
     }  # fmt: skip
     _create_table(stage)
     workers = [
@@ -64,6 +65,12 @@ def running(
     finally:
         for child in workers:
             child.stop()
+
+
+def noted(stage: Stage) -> int:
+    """How many mails plain Celery has noted so far."""
+    _create_table(stage)
+    return int(stage.scalar("SELECT count(*) FROM plain_sent"))
 
 
 def _create_table(stage: Stage) -> None:
