@@ -120,7 +120,7 @@ class Limits:
             for name, value in overrides.items()
             if name in OVERRIDABLE
         }
-        return replace(self, **changes)
+        return replace(self, **changes) if changes else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,10 +218,10 @@ class Lane:
 
     def _inside(self) -> frozenset[str]:
         """The domains of the organisation: as set, else those of the senders."""
+        if self.deps.rules.internal_domains:
+            return self.deps.rules.internal_domains
         senders = {self.mailbox, *itertools.chain.from_iterable(self.pools.values())}
-        return self.deps.rules.internal_domains or frozenset(
-            sender.rpartition("@")[2] for sender in senders
-        )
+        return frozenset(sender.rpartition("@")[2] for sender in senders)
 
     async def _token(self) -> Token:
         token = self.deps.tokens.at_hand()

@@ -196,7 +196,9 @@ def _request(
         (b"Content-Length", str(body.length).encode()),
     ]
     extensions = {"timeout": {"connect": CONNECT_TIMEOUT}}
-    return httpx.Request(method, url, headers=every, stream=body, extensions=extensions)
+    request = httpx.Request(method, url, headers=every, stream=body, extensions=extensions)
+    request.headers.encoding = "utf-8"  # else httpx tries all headers to find it out
+    return request
 
 
 def _no_status(
