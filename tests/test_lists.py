@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.store_kit import Kit, opened
+from tests.store_kit import Kit, opened, sqlite_only
+from tests.support import clean_environment
 from worker.client import Client
 from worker.config import Settings
 from worker.model import InvalidMessages, NotFound, State
@@ -136,3 +141,36 @@ def test_suppressions_are_checked_all_together_and_kept_in_one_form(client: Clie
     assert client.unsuppress(["bob@BÜCHER.example.com", "x@example.com"]) == {
         "removed": 1, "unknown": 1,
     }  # fmt: skip
+
+
+@sqlite_only
+def test_the_commands_say_what_the_methods_do(
+    kit: Kit, migrated_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """suppress import, add, list and remove; message find page by page; batch list's filters."""
+    head, _ = kit.batch(3)
+    people = tmp_path / "left.csv"
+    people.write_text("Email;Reason\nAnn@example.com;left\nbob@example.com;\n")
+    settings = {"POSTROOM_DATABASE_URL": migrated_url, "POSTROOM_REDIS_URL": redis_url}
+
+    def run(*words: object) -> Any:
+        done = subprocess.run(
+            [Path(sys.executable).with_name("postroom"), *map(str, words), "--json"],
+            env=clean_environment() | settings, capture_output=True, text=True, timeout=100,
+            check=False,
+        )  # fmt: skip
+        return json.loads(done.stdout)
+
+    assert run("suppress", "import", people, "--by", "ada") == {"added": 2, "known": 0}
+    assert run("suppress", "add", "ann@example.com") == {"added": 0, "known": 1}
+    assert run("suppress", "remove", "BOB@example.com") == {"removed": 1, "unknown": 0}
+    [one] = run("suppress", "list")
+    assert [one[key] for key in ("address", "reason", "by")] == ["ann@example.com", "left", "ada"]
+    assert "ADDR_NO_AT" in run("suppress", "add", "nobody")["error"]
+    first = run("message", "find", "--batch", head.id, "--limit", "2")
+    rest = run("message", "find", "--batch", head.id, "--after", first["next"])
+    assert [m["position"] for m in first["messages"] + rest["messages"]] == [1, 2, 3]
+    assert rest["next"] is None
+    assert [b["batch_id"] for b in run("batch", "list", "--since", "7d", "--name", "june")] == [
+        head.id
+    ]
