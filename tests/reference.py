@@ -14,6 +14,7 @@ from worker.model import OnUnknown, State, Verdict
 LEASE = 1000.0
 TOKEN = 6000.0
 REST = 1000.0  #: what is queued again is due after this
+WAIT = 500.0  #: so long after its token's end nothing of a request can come any more
 LIFE = 40_000.0  #: until the deadline
 POISON = 3
 MAX_ATTEMPTS = 4
@@ -33,6 +34,8 @@ class Mail:
     tries: int = 0
     crashes: int = 0
     lease: float = 0.0
+    token_ends: float = 0.0  #: of the last claim
+    doubtful: list[float] = field(default_factory=list)  #: token ends of its doubtful attempts
 
     def shown(self) -> tuple[State, bool, int, int, int]:
         """What is compared with the row."""
@@ -88,6 +91,7 @@ class Reference:
             if self.claimable(one):
                 mail = self.mails[one]
                 mail.state, mail.fence, mail.lease = State.SENDING, mail.fence + 1, self.now + LEASE
+                mail.token_ends = self.now + TOKEN
                 claimed[one] = mail.fence
         return claimed
 
@@ -114,6 +118,7 @@ class Reference:
         over = [m for m in self.mails.values() if m.state is State.SENDING and m.lease < self.now]
         for mail in over:
             mail.tries, mail.crashes, mail.doubt = mail.tries + 1, mail.crashes + 1, True
+            mail.doubtful.append(mail.token_ends)
             again = (
                 self.policy is OnUnknown.RESEND
                 and mail.tries < MAX_ATTEMPTS
@@ -145,6 +150,18 @@ class Reference:
     def found(self, one: str) -> None:
         """A look into the mailbox found it."""
         self.mails[one].state, self.mails[one].doubt = State.SENT, False
+
+    def nothing_came(self, one: str) -> State | None:
+        """A look found nothing: its new state, or None where something may still come."""
+        mail = self.mails[one]
+        may_come = any(ends + WAIT > self.now for ends in mail.doubtful)
+        if mail.state is not State.UNKNOWN or may_come or mail.crashes >= POISON:
+            return None
+        cancelled = self.batches[mail.batch].cancelled
+        again = State.QUEUED if mail.tries < MAX_ATTEMPTS else State.FAILED
+        mail.state = State.CANCELLED if cancelled else again
+        mail.doubt, mail.due = False, self.now
+        return mail.state
 
     def over(self, batch: str) -> bool:
         """Nothing of it can move by itself any more."""

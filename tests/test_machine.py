@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import event, select
 
-from tests.reference import LEASE, LIFE, MAX_ATTEMPTS, REST, TOKEN, Parcel, Reference
+from tests.reference import LEASE, LIFE, MAX_ATTEMPTS, REST, TOKEN, WAIT, Parcel, Reference
 from tests.store_kit import Kit, answer, chunk, opened, to_record
 from worker.model import (
     TRANSITIONS,
@@ -46,6 +46,7 @@ from worker.model import (
 )
 from worker.policy import conclude
 from worker.store import Head
+from worker.store.doubt import Looked
 from worker.store.schema import attempts, messages, metadata, queues
 
 PHASES = (Phase.generate,)
@@ -84,7 +85,7 @@ FATES: dict[str, tuple[bool, Any]] = {
 #: What happens how often.
 STEPS = [
     *["enqueue"] * 4, "arrive", *["claim"] * 5, *["work"] * 2, "post", *["record"] * 6,
-    *["time passes"] * 5, "pause", *["resume"] * 2, *["retry"] * 2, "cancel",
+    *["time passes"] * 5, *["look"] * 3, "pause", *["resume"] * 2, *["retry"] * 2, "cancel",
 ]  # fmt: skip
 FATE = ["202", "202", "504 after accepting", *FATES]
 
@@ -94,7 +95,7 @@ class Machine(RuleBasedStateMachine):
 
     kit: ClassVar[Kit]  # set by the test, one database for all examples
 
-    @initialize(policy=st.sampled_from([OnUnknown.HOLD, OnUnknown.RESEND]))
+    @initialize(policy=st.sampled_from(OnUnknown))
     def begin(self, policy: OnUnknown) -> None:
         with self.kit.engine.begin() as connection:
             for table in reversed(metadata.sorted_tables):
@@ -125,6 +126,8 @@ class Machine(RuleBasedStateMachine):
             self._pass(60 if pick == 0 else 3)
             if pick < 6:
                 self._sweep()
+        elif what == "look":
+            self._look()
         else:
             self._touch(what, list(self.heads)[-1 - pick % min(3, len(self.heads))], pick, fate)
 
@@ -225,11 +228,30 @@ class Machine(RuleBasedStateMachine):
             resent = verdict.state is State.QUEUED and verdict.doubt
             self.allowed[flight.one] += resent
             flight.ours = self.model.record(flight.one, flight.fence, verdict)
-        result = to_record(flight.head, flight.one, flight.fence, verdict, flight.outcome)
+            if isinstance(flight.outcome, Unknown):
+                self.model.mails[flight.one].doubtful.append(flight.token_ends)
+        result = replace(
+            to_record(flight.head, flight.one, flight.fence, verdict, flight.outcome),
+            token_left=flight.token_ends - self.model.now,
+        )
         expected = {(flight.one, flight.fence)} if flight.ours else set()
         assert self.kit.record(result) == expected
 
     # ---- time and chores -----------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Looks that are due: what Graph accepted is found; what it did not is queued again under
+        `reconcile`, once nothing can come any more.
+        """
+        doubt = self.kit.store.doubt
+        for one in doubt.take(10, lease=LEASE / 2, wait=WAIT):
+            if self.copies[one.id]:
+                assert doubt.found(Looked(one, "found", "by its marker", one.mailboxes[0]))
+                self.model.found(one.id)
+            elif self.model.policy is OnUnknown.RECONCILE:
+                looked = Looked(one, "absent", "not there", one.mailboxes[0])
+                then = doubt.nothing_came(looked, wait=WAIT, max_attempts=MAX_ATTEMPTS)
+                assert then == self.model.nothing_came(one.id)
 
     def _pass(self, steps: int) -> None:
         """Halves of a lease; every time in the tables moves into the past instead."""
@@ -355,6 +377,7 @@ class Machine(RuleBasedStateMachine):
                 break
             self._pass(4)
             self._sweep()
+            self._look()
             seen = self.kit.look()
             due = [each.id for each in seen.due] if seen else []
             claimed = self.kit.claim(due, lease=LEASE, token_left=TOKEN)
