@@ -85,7 +85,8 @@ FATES: dict[str, tuple[bool, Any]] = {
 #: What happens how often.
 STEPS = [
     *["enqueue"] * 4, "arrive", *["claim"] * 5, *["work"] * 2, "post", *["record"] * 6,
-    *["time passes"] * 5, *["look"] * 3, "pause", *["resume"] * 2, *["retry"] * 2, "cancel",
+    *["time passes"] * 5, *["look"] * 3,
+    *["zombie"] * 2, "pause", *["resume"] * 2, *["retry"] * 2, "cancel",
 ]  # fmt: skip
 FATE = ["202", "202", "504 after accepting", *FATES]
 
@@ -145,7 +146,10 @@ class Machine(RuleBasedStateMachine):
             case _:
                 started = self._claim(batch)
                 self.flights += started
-                for one in started if what == "work" else ():
+                if what == "zombie":  # its claims run out, it posts nevertheless, and wakes
+                    self._pass(3)
+                    self._sweep()
+                for one in started if what != "claim" else ():
                     self._record(one, fate)
 
     def _enqueue(self, first: int, *, second: bool) -> None:
