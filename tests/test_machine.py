@@ -146,9 +146,10 @@ class Machine(RuleBasedStateMachine):
             case _:
                 started = self._claim(batch)
                 self.flights += started
-                if what == "zombie":  # its claims run out, it posts nevertheless, and wakes
+                if what == "zombie":  # its claims run out, another takes over, and it wakes
                     self._pass(3)
                     self._sweep()
+                    self.flights += self._claim(batch)
                 for one in started if what != "claim" else ():
                     self._record(one, fate)
 
