@@ -180,6 +180,23 @@ def test_without_mail_read_a_person_settles(service: Service) -> None:
     assert service.counts(batch) == Counter(sent=2)
 
 
+@pytest.mark.parametrize("simulator_options", [{"latency_ms": "200"}])
+def test_a_busy_mailbox_does_not_keep_looks_out(service: Service) -> None:
+    """Its lane has work for every slot that falls free; a look gets one all the same."""
+    service.simulator.fault("status_after", status=504)
+    service.worker("one")
+    batch = enqueue(service, 900)
+    doubted(service, batch)
+    wait_until(lambda: service.counts(batch)["sent"] > 60, "it sends with all its slots", 60)
+    time_passes(service)
+
+    settled = select(events.c.message_id).where(events.c.kind == "settle")
+    wait_until(lambda: service.rows(settled), "the look finds it", 60)
+
+    assert service.counts(batch)["queued"] > 0
+    assert max(service.simulator.stats()["max_concurrent"].values()) <= 4
+
+
 def test_a_person_queues_what_may_still_come_by_force(service: Service) -> None:
     """The finished batch goes on, and the message is sent."""
     service.simulator.fault("reset_before")

@@ -175,6 +175,29 @@ def test_fifty_senders_of_one_lane_share_its_four_slots(redis_url: str) -> None:
     on_gate(redis_url, work)
 
 
+def test_a_visitor_that_found_no_slot_is_left_one(redis_url: str) -> None:
+    """A lane that takes each slot as it falls free would keep it out; one that does not come again
+    costs the lane a second.
+    """
+    now = 10_000_000
+
+    async def work(gate: Gate, _: Redis) -> None:
+        nonlocal now
+        assert (await gate.ask(MAILBOX, "a", wanted=FOUR)).count == 4
+        assert (await gate.visit(MAILBOX, "v", 60)).word == "slots"
+        kept = await gate.ask(MAILBOX, "a", wanted=slots("5"), given_back=back("1"))
+        assert (kept.word, kept.count) == ("slots", 0)
+        assert (await gate.visit(MAILBOX, "v", 60)).count == 1
+        full = await gate.ask(MAILBOX, "a", wanted=slots("6", "7"), given_back=back("2"))
+        assert full.count == 1
+
+        assert (await gate.visit(MAILBOX, "w", 60)).word == "slots"
+        now += 1000
+        assert (await gate.ask(MAILBOX, "a", wanted=slots("8"), given_back=back("3"))).count == 1
+
+    on_gate(redis_url, work, clock=lambda: now)
+
+
 def test_leaving_is_refused_when_rung_meanwhile(redis_url: str) -> None:
     """The ring came after the lane's last look: it must look again, or the wake-up is lost."""
 

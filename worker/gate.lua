@@ -8,6 +8,7 @@
 --               trouble how often in a row its sends went wrong
 --               rung    how often the lane was rung; bell  when a task was last asked for (ms)
 --               bound   the limit that last kept something back, and until when (ms)
+--               guest   until when a visitor waits for a slot: the lane leaves it one (ms)
 --               sum:N   what window N holds
 -- KEYS[2]     postroom:{mailbox}:slots   hash: slot id -> "until(ms) lane cost1 .. cost5"
 -- KEYS[3..6]  postroom:{mailbox}:NAME    lists of "first:last:amount", what ended when (ms)
@@ -38,6 +39,7 @@ redis.replicate_commands()
 local WINDOWS = 5
 local EXTERNAL = 5
 local PARTS = 100           -- entries of a window; see limits.py
+local GUEST_MS = 1000       -- a visitor that waits comes again sooner
 local FORGET_MS = 90000000  -- 25 h: a mailbox that nobody works leaves no keys behind
 
 local at = 0
@@ -339,8 +341,13 @@ if verb == 'ask' or verb == 'visit' then
   end
   local used, costs, first = look_at_slots(verb == 'ask' and token or '', lease_until)
   local said
+  -- A lane that takes each slot as it falls free would keep visitors out until its work is done.
+  if verb == 'ask' and most_slots > 1 and field('guest') > now then most_slots = most_slots - 1 end
   if field('cool') > now then said = answer('cooling', 0, field('cool') - now)
   else said = grant(token, lease_until, used, costs, first, wanted) end
+  if verb == 'visit' then
+    redis.call('HSET', gate, 'guest', said[1] == 'slots' and plain(now + GUEST_MS) or 0)
+  end
   keep()
   return said
 

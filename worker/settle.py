@@ -17,7 +17,7 @@ from typing import Protocol, assert_never
 
 from worker.gate import Gate, lane_token
 from worker.graph import Graph
-from worker.limits import Used
+from worker.limits import Limit, Used
 from worker.model import Absent, Forbidden, Found, Look, OnUnknown, State, Trouble
 from worker.policy import HOUR, SECOND, look_after
 from worker.store import Store
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 TAKE, AT_ONCE = 32, 8
 #: Who took a look has it for this long and the request timeout; then it is anybody's.
 LEASE = timedelta(minutes=2)
+#: How often, and how many seconds apart, a look asks for a slot while all are taken by sends.
+TRIES, PATIENCE = 20, 0.25
 #: A mailbox that may not be read is asked again so late.
 BARRED = HOUR
 #: A look that went wrong is repeated after this at most.
@@ -155,7 +157,11 @@ class _Round:
         gate, rules = self.deps.gate, self.deps.rules
         token = await self._token()
         slot = f"look-{lane_token()}"
-        grant = await gate.visit(mailbox, slot, rules.request_timeout.total_seconds() + 5)
+        for _ in range(TRIES):
+            grant = await gate.visit(mailbox, slot, rules.request_timeout.total_seconds() + 5)
+            if grant.word != Limit.SLOTS:
+                break
+            await asyncio.sleep(PATIENCE)  # the lane leaves a slot to who comes again
         if not grant.count:
             raise _NotNow((grant.wait or HOUR).total_seconds())
         try:
