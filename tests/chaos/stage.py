@@ -26,6 +26,7 @@ from tests.proxy import Proxy, before_postgres, before_redis, before_simulator
 from tests.support import clean_environment, upgrade
 from worker.servers import Child, PostgresServer, RedisServer
 from worker.simulator import Simulator
+from worker.simulator.hostile import MIX
 
 ROOT = Path(__file__).parents[2]
 LEASE, REQUEST_TIMEOUT = 8.0, 5.0
@@ -38,6 +39,9 @@ SETTINGS = {
     "POSTROOM_POOLS": json.dumps({POOL: MAILBOXES}),
 }
 TOKEN_LIFE = 30  # seconds
+#: All but revocations: whoever refuses two tokens younger than a minute has refused a credential,
+#: and here no token gets older.
+HOSTILE = tuple(name for name in MIX if name != "revoked")
 
 
 class Stage:
@@ -68,6 +72,7 @@ class Stage:
                     self.directory / "simulator", latency_ms="100-500", retry_after=1,
                     token_lifetime=TOKEN_LIFE, drafts_seconds=0.5, search_delay=1.0,
                     seed=self.plan.seed, hostile_percent=self.plan.hostile_percent,
+                    hostile_mix=HOSTILE,
                 )
             )  # fmt: skip
             self.lines = [self._lines(stack) for _ in range(WORKERS)]
