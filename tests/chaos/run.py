@@ -56,6 +56,7 @@ def run(plan: Plan, tell: Callable[[str], None], rest: float = REST) -> Result:
         nemesis.run(tell)
         stage.simulator.settings(hostile_percent=0)
         waited = _come_to_rest(stage, tell)
+        stage.stop()  # the books must not change while they are read
         stats = stage.simulator.stats()
         history = History(
             policy=plan.policy,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -61,7 +62,7 @@ class Stage:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.callback(self._stop)
+            stack.callback(self.stop)
             self.redis = stack.enter_context(RedisServer(self.directory / "redis"))
             self.postgres = stack.enter_context(
                 PostgresServer(self.directory / "postgres", durable=True)
@@ -178,14 +179,18 @@ class Stage:
     def _is_through(self, n: int) -> bool:
         return any(line["do"] == "end" for line in read_journal(self.journals[n])[-1:])
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """End all that works, as an operator would; twice does no harm. The servers go on."""
         self._over.set()
         if hasattr(self, "_keeper"):
             self._keeper.join()
-        for child in [*getattr(self, "workers", []), *getattr(self, "producers", [])]:
-            child.kill()
-        if hasattr(self, "beat"):
-            self.beat.kill()
+        children = [*getattr(self, "workers", []), *getattr(self, "producers", [])]
+        children += [self.beat] if hasattr(self, "beat") else []
+        for child in children:
+            if child.running:
+                child.signal(signal.SIGTERM)
+        for child in children:
+            child.stop(REQUEST_TIMEOUT + 10)
 
     # ---- what can be seen ----------------------------------------------------------------------
 
