@@ -27,7 +27,7 @@ from worker.ingest import ingest
 from worker.model import State
 from worker.servers import RedisServer
 from worker.store import Store, make_engine
-from worker.store.schema import events, mailboxes, messages
+from worker.store.schema import attempts, events, mailboxes, messages
 
 POSTROOM = str(Path(sys.executable).with_name("postroom"))
 SENDER = "notices@contoso.com"
@@ -657,6 +657,35 @@ def test_a_message_shows_its_attempts_and_events(ended: str, postroom: Command):
     assert (shown["id"], shown["state"], shown["to"]) == (first["id"], "sent", "p1@fabrikam.com")
     assert (shown["attempts"], shown["events"]) == ([], [])
     assert "p1@fabrikam.com" in postroom("message", "show", first["id"]).stdout
+
+
+def test_a_messages_story_is_told_in_the_order_in_which_it_happened(
+    ended: str, postroom: Command, engine: Engine
+):
+    """An attempt in doubt, a look, and the answer that came late: one table, by time."""
+    one = document(postroom("batch", "export", ended, "--json"))[1]["id"]
+    noon = datetime(2026, 6, 1, 12, tzinfo=UTC)
+    tried = {"message_id": one, "batch_id": ended, "mailbox": "m@contoso.com", "recipients": 1}
+    with engine.begin() as connection:
+        connection.execute(
+            insert(attempts),
+            [
+                tried | {"fence": 1, "late": False, "outcome": "unknown", "at": noon},
+                tried | {"fence": 1, "late": True, "outcome": "accepted",
+                         "at": noon + timedelta(minutes=2)},
+            ],
+        )  # fmt: skip
+        connection.execute(
+            insert(events).values(
+                at=noon + timedelta(minutes=1), kind="look", message_id=one, batch_id=ended,
+                by="postroom", why="not there yet",
+            )
+        )  # fmt: skip
+
+    shown = postroom("message", "show", one).stdout
+
+    told = [shown.index(words) for words in ("unknown  ", "not there yet", "accepted (late)")]
+    assert told == sorted(told)
 
 
 # ---- simulator -------------------------------------------------------------------------------

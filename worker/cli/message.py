@@ -22,7 +22,7 @@ def show(
     message_id: Annotated[str, typer.Argument(metavar="ID", help="The message's id.")],
     json: Json = False,
 ) -> None:
-    """One message, its attempts and its events."""
+    """One message and its whole story in order: attempts and events."""
     wanted = an_id(message_id, "message")
     with migrated() as rt:
         found = rt.store.message(wanted)
@@ -32,10 +32,7 @@ def show(
         output.print_json(found)
         return
     output.pairs({name: found[name] for name in _SHOWN if found[name] is not False})
-    _attempts(found["attempts"])
-    for one in found["events"]:
-        why = f": {one['why']}" if one["why"] else ""
-        output.say(f"{output.time_text(one['at'])} {one['kind']} by {one['by']}{why}")
+    _story(found["attempts"], found["events"])
 
 
 @app.command()
@@ -72,12 +69,21 @@ def find(
         output.say(f"more: --after {found['next']}")
 
 
-def _attempts(attempts: list[Mapping[str, Any]]) -> None:
-    if not attempts:
-        return
-    output.table(
-        ("AT", "MAILBOX", "OUTCOME", "STATUS", "CODE", "REQUEST ID", "SECONDS"),
-        ((output.time_text(a["at"]), a["mailbox"], a["outcome"] + (" (late)" if a["late"] else ""),
-          a["status"], a["code"], a["request_id"],
-          None if a["duration"] is None else f"{a['duration']:.3f}") for a in attempts),
-    )  # fmt: skip
+def _story(attempts: list[Mapping[str, Any]], events: list[Mapping[str, Any]]) -> None:
+    """Both in one table, by time."""
+    told = [(a["at"], _attempt(a)) for a in attempts] + [(e["at"], _event(e)) for e in events]
+    if told:
+        output.table(
+            ("AT", "WHAT", "WHERE OR WHO", "STATUS", "CODE OR WHY", "REQUEST ID", "SECONDS"),
+            ((output.time_text(at), *cells) for at, cells in sorted(told, key=lambda one: one[0])),
+        )
+
+
+def _attempt(a: Mapping[str, Any]) -> tuple[Any, ...]:
+    seconds = None if a["duration"] is None else f"{a['duration']:.3f}"
+    what = a["outcome"] + (" (late)" if a["late"] else "")
+    return (what, a["mailbox"], a["status"], a["code"], a["request_id"], seconds)
+
+
+def _event(e: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (e["kind"], e["by"], None, e["why"], None, None)
