@@ -270,14 +270,14 @@ def _ring_after(rt: runtime.Runtime, mailbox: str, seconds: float) -> None:
     """Rings when a wait is over; costs no thread meanwhile. If it is lost, the sweep rings."""
 
     async def later() -> None:
-        rest = seconds
+        rest: float | None = seconds  # 0: its turn is over, and it goes on at once
         with contextlib.suppress(RedisError):
-            while rest > 0 and not rt.stop.is_set():
+            while rest is not None and not rt.stop.is_set():
                 await asyncio.sleep(rest)
                 [answer] = await rt.gate.ring([mailbox], _patience(rt), news=False)
                 if answer > 0:
                     await asyncio.to_thread(rt.bell.deliver, mailbox)
-                rest = -answer / 1000 if -answer < SOON * 1000 else 0
+                rest = -answer / 1000 if 0 < -answer < SOON * 1000 else None
 
     rt.submit(later())
 
