@@ -34,6 +34,9 @@ def run() -> None:
                 connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {quoted}"))
                 connection.execute(text(f"SET search_path TO {quoted}"))
             connection.commit()
+        else:
+            # SQLite's one lock, taken before the revision is read and kept to the last migration.
+            connection.begin()
         context.configure(
             connection=connection,
             target_metadata=metadata,
