@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,9 @@ POSTGRES_OPTIONS = (
     " -c idle_in_transaction_session_timeout=15000 -c timezone=UTC"
     " -c client_encoding=utf8"  # a database in SQL_ASCII would answer in bytes
 )
+
+#: How long SQLite waits for its one lock, in seconds.
+SQLITE_TIMEOUT = 15
 
 #: A connection whose other end is gone without a word is given up within about 15 seconds.
 POSTGRES_LIFE = {
@@ -77,7 +82,7 @@ def make_engine(
             max_overflow=0,
             pool_timeout=5,
             hide_parameters=True,
-            connect_args={"timeout": 15, "check_same_thread": False},
+            connect_args={"timeout": SQLITE_TIMEOUT, "check_same_thread": False},
         )
         _make_sqlite_safe(engine)
     else:
@@ -96,7 +101,8 @@ def _make_sqlite_safe(engine: Engine) -> None:
     def _connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        _switch_to_wal(cursor)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
@@ -104,6 +110,22 @@ def _make_sqlite_safe(engine: Engine) -> None:
     def _begin(connection: Any) -> None:
         reads = connection.get_execution_options().get("reads", False)
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+def _switch_to_wal(cursor: Any) -> None:
+    """Tried again where others do the same to a new file: there SQLite says "locked" at once,
+    whatever the timeout. https://www.sqlite.org/wal.html#sometimes_queries_return_sqlite_busy_in_wal_mode
+    """
+    end = time.monotonic() + SQLITE_TIMEOUT
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def revision(engine: Engine, schema: str | None) -> str | None:
