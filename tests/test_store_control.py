@@ -182,10 +182,11 @@ def test_a_large_batch_is_taken_back_in_steps(kit: Kit, monkeypatch: pytest.Monk
 # ---- races --------------------------------------------------------------------------------------
 
 
-def claiming(kit: Kit, ids: list[str], begun: Event) -> dict[str, int]:
-    """A lane that claims one message after the other until it gets no more."""
+def claiming(kit: Kit, ids: list[str], begun: Event, answered: Event) -> dict[str, int]:
+    """A lane that claims one message after the other, the last once the operator has his answer."""
     got: dict[str, int] = {}
     for one in ids:
+        assert one != ids[-1] or answered.wait(60)
         try:
             got |= kit.claim([one])
         except OperationalError as error:  # as the writer does: it met the other, and comes again
@@ -202,11 +203,12 @@ def test_of_a_claim_and_an_operator_each_message_meets_one(kit: Kit, command: st
     after the answer nothing more is claimed.
     """
     head, ids = kit.batch(300)
-    begun = Event()
+    begun, answered = Event(), Event()
     with ThreadPoolExecutor(2) as threads:
-        lanes = [threads.submit(claiming, kit, ids[n::2], begun) for n in range(2)]
+        lanes = [threads.submit(claiming, kit, ids[n::2], begun, answered) for n in range(2)]
         assert begun.wait(20)
         answer = getattr(kit.store.control, command)(head.id, **WHO)
+        answered.set()
         claimed = {one: fence for lane in lanes for one, fence in lane.result(60).items()}
 
     left = "cancelled" if command == "cancel" else "queued"

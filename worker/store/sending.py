@@ -27,6 +27,7 @@ from worker.store.statements import (
     evidence_statement,
     peek_statement,
     record_statement,
+    rows_given,
     wake_statement,
 )
 
@@ -72,6 +73,7 @@ class Sending:
 
     def __init__(self, dialect: str, max_failures: int | None = None) -> None:
         """`max_failures`: so many rejections in a row pause a batch; None or 0: none do."""
+        self._dialect = dialect
         self._max_failures = max_failures
         self._peek = peek_statement()
         self._claim = claim_statement(dialect)
@@ -111,7 +113,7 @@ class Sending:
             }
             for c in sorted(wanted, key=lambda c: c.id)
         ]
-        found = connection.execute(self._claim, {"rows": json.dumps(rows)})
+        found = connection.execute(self._claim, rows_given(self._dialect, rows))
         return {row.id: row.fence for row in found}
 
     def record(self, connection: Connection, results: Sequence[ToRecord]) -> set[tuple[str, int]]:
@@ -121,8 +123,8 @@ class Sending:
         given up meanwhile is not touched, but a late 202 is proof: whatever the state, it becomes
         `sent`.
         """
-        rows = json.dumps([_row(r) for r in sorted(results, key=lambda r: r.id)])
-        found = connection.execute(self._record, {"rows": rows})
+        rows = [_row(r) for r in sorted(results, key=lambda r: r.id)]
+        found = connection.execute(self._record, rows_given(self._dialect, rows))
         before = {(row.id, row.fence): row.rejections for row in found}
         done = set(before)
         told = self._told(connection, [r for r in results if (r.id, r.fence) not in done])
@@ -132,7 +134,7 @@ class Sending:
         self._audit(connection, late, late=True)
         proofs = [_row(r) for r in late if r.verdict.state is State.SENT]
         if proofs:
-            connection.execute(self._evidence, {"rows": json.dumps(proofs)})
+            connection.execute(self._evidence, rows_given(self._dialect, proofs))
         self._count_rejections(connection, fresh, before)
         self._wake_queues(connection, [r for r in fresh if r.verdict.state is State.QUEUED])
         self._tend(connection, fresh, late)
