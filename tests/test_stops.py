@@ -50,7 +50,7 @@ def test_celery_s_cold_stop_leaves_nothing_unknown(service: Service, remapped: b
     if remapped:
         service.environment["REMAP_SIGTERM"] = "SIGQUIT"
     worker = service.worker("one")
-    batch = service.enqueue(400)
+    batch = service.enqueue(4000)
     wait_until(lambda: service.counts(batch)["sent"] > 10, "some are sent")
 
     worker.signal(signal.SIGTERM if remapped else signal.SIGQUIT)
@@ -59,4 +59,4 @@ def test_celery_s_cold_stop_leaves_nothing_unknown(service: Service, remapped: b
     counts = service.counts(batch)
     assert counts["sending"] == counts["unknown"] == 0
     assert service.accepted() == Counter(dict.fromkeys(service.accepted(), 1))
-    assert len(service.accepted()) == counts["sent"] < 400
+    assert len(service.accepted()) == counts["sent"] < 4000

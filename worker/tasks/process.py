@@ -1,0 +1,51 @@
+"""A worker process's beginning and end, by Celery's signals."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import signals
+
+from worker import runtime
+from worker.config import Settings
+from worker.logs import dress
+from worker.model import InvalidSettings
+
+log = logging.getLogger(__name__)
+
+#: After a stop, lanes have the request timeout and so much more to land, in seconds.
+LANDING = 5.0
+
+
+@signals.after_setup_logger.connect(weak=False)
+@signals.after_setup_task_logger.connect(weak=False)
+def _dress_logs(logger: logging.Logger, **_: Any) -> None:
+    dress(logger, programs=Settings.from_env().log_format == "json")
+
+
+@signals.worker_shutting_down.connect(weak=False)
+def _shutting_down(**_: Any) -> None:
+    """SIGTERM: nothing new is claimed; what is in flight ends and is recorded."""
+    runtime.current().stop.set()
+
+
+@signals.worker_shutdown.connect(weak=False)
+def _shutdown(**_: Any) -> None:
+    rt = runtime.current()
+    rt.stop.set()
+    rt.lanes.wait_until_idle(rt.settings.request_timeout.total_seconds() + LANDING)
+    rt.close()
+
+
+@signals.celeryd_init.connect(weak=False)
+def _check_settings(**_: Any) -> None:
+    try:
+        rt = runtime.current()
+        rt.settings.identity()
+        rt.settings.credential()
+        rt.settings.require_database_url()
+        if rt.settings.staging:
+            log.warning("staging: %s", rt.settings.staging)
+    except InvalidSettings as error:
+        raise SystemExit(f"postroom: {error}") from None

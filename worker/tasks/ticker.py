@@ -1,0 +1,149 @@
+"""The ticker: what every worker looks after by itself, whether it was rung or not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from celery import bootsteps
+from celery.worker import state as celery_state
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker import runtime
+from worker.broker import backlog_key
+from worker.doctor import servers
+from worker.doctor.values import Status, Visit
+from worker.report import ALIVE
+from worker.runtime import Runtime
+from worker.standstill import Standstill
+from worker.tasks.process import LANDING
+from worker.tasks.ringing import never_heard
+from worker.tasks.work import run_ingest, run_lane, run_settle, run_sweep
+
+log = logging.getLogger(__name__)
+
+#: How often each worker looks by itself, whether it was rung or not.
+TICK = timedelta(seconds=1)
+#: The ticker reads the inbox for so long in one go, in seconds: lanes and leases wait meanwhile.
+READING = 3.0
+#: The exit status of a worker that stood still: EX_SOFTWARE of sysexits.h.
+EX_STANDSTILL = 70
+#: One sweep a tick for all workers together; its mark in Redis lives a little shorter than a tick.
+SWEPT = "postroom:swept"
+
+
+def _quietly(work: Callable[[], Any]) -> None:
+    """Runs a chore that comes again by itself: trouble is only said, and ends no ticker."""
+    try:
+        work()
+    except (RedisError, SQLAlchemyError, OSError) as error:
+        log.warning("%s: trying again", type(error).__name__)
+    except Exception:
+        log.exception("a chore failed, and will be tried again")
+
+
+def _say_what_redis_lacks(rt: Runtime) -> None:
+    """What would lose messages some day is named when a worker starts, with what to do."""
+    for check in servers.redis(Visit(rt)):
+        if check.status in {Status.WARN, Status.FAIL}:
+            log.warning("%s: %s; %s", check.name, check.detail, check.fix)
+
+
+def _end(rt: Runtime, _why: str) -> None:
+    """Ends this process for its supervisor to start it anew: in order if that is possible."""
+    rt.stop.set()
+    celery_state.should_stop = EX_STANDSTILL  # type: ignore[assignment]
+    seconds = rt.settings.request_timeout.total_seconds() + LANDING
+    time.sleep(seconds)
+    os._exit(EX_STANDSTILL)  # what hangs, hangs: the process must not
+
+
+async def _fill_in(rt: Runtime, most: int) -> None:
+    """Starts the lanes whose task nobody hears: a broker's connection may be dead without a word.
+
+    Never more lanes than the process has threads for tasks.
+    """
+    begun = set[asyncio.Task[Any]]()
+    while not rt.stop.is_set():
+        await asyncio.sleep(TICK.total_seconds())
+        try:
+            waiting = await never_heard(rt) if rt.lanes.count < most else []
+        except (RedisError, SQLAlchemyError, OSError):
+            continue  # the ticker says so
+        for mailbox in waiting[: most - rt.lanes.count]:
+            log.warning("mailbox %s: nobody heard its task; its lane begins without", mailbox)
+            task = asyncio.create_task(run_lane(rt, mailbox))
+            begun.add(task)
+            task.add_done_callback(begun.discard)
+
+
+class Ticker(bootsteps.StartStopStep):
+    """Looks after inbox and lanes every second in every worker: no ring, no beat is needed."""
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        pool = f"{worker.pool_cls.__module__}"
+        if not pool.endswith((".thread", ".solo")):
+            raise SystemExit(
+                f"postroom: the pool {pool.rpartition('.')[2]} is not supported; "
+                "start with: celery -A worker worker -P threads"
+            )
+        self._looking: Future[dict[str, int]] | None = None
+        self._thread = threading.Thread(target=self._run, name="postroom-ticker", daemon=True)
+        self._most = int(worker.concurrency)
+        self._watch: Standstill | None = None
+        super().__init__(worker, **options)
+
+    def start(self, _worker: Any) -> None:
+        """Begins to tick."""
+        rt = runtime.current()
+        self._watch = Standstill(rt.settings, rt.lanes, partial(_end, rt))
+        self._thread.start()
+        self._watch.start()
+
+    def stop(self, _worker: Any) -> None:
+        """Ends with the worker."""
+        runtime.current().stop.set()
+        if self._watch is not None:
+            self._watch.stop()
+
+    def _run(self) -> None:
+        rt = runtime.current()
+        _quietly(partial(_say_what_redis_lacks, rt))
+        rt.submit(_fill_in(rt, self._most))
+        while not rt.stop.wait(TICK.total_seconds()):
+            # Each for itself: an inbox that cannot be read must not keep the lanes asleep.
+            for chore in (self._show, self._ingest, self._sweep, self._settle):
+                _quietly(partial(chore, rt))
+            if self._watch is not None:
+                self._watch.tick()
+
+    def _show(self, rt: Runtime) -> None:
+        rt.redis.set(ALIVE + rt.name, "1", ex=5)
+        rt.meters.flush()
+        (rt.crowded.set if rt.redis.llen(backlog_key()) else rt.crowded.clear)()
+
+    def _ingest(self, rt: Runtime) -> None:
+        run_ingest(rt, READING)
+
+    def _settle(self, rt: Runtime) -> None:
+        """Looks on the loop, beside the lanes: neither this thread nor a task waits for them."""
+        if self._looking is not None:
+            if not self._looking.done():
+                return
+            looking, self._looking = self._looking, None
+            looking.result()  # raises what went wrong
+        if rt.store.doubt.due():
+            self._looking = rt.submit(run_settle(rt))
+
+    def _sweep(self, rt: Runtime) -> None:
+        if rt.redis.set(SWEPT, rt.name, nx=True, px=int(TICK.total_seconds() * 900)):
+            run_sweep(rt)

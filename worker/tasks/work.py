@@ -1,0 +1,84 @@
+"""What tasks and ticker do, each with the parts of its process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from worker import settle as settling
+from worker.deliver import SUSPENDED, Deps, Lane, Rules
+from worker.ingest import ingest
+from worker.meters import LEASES, WAITS
+from worker.runtime import Runtime
+from worker.sweep import sweep, tell_ends
+from worker.tasks.ringing import SOON, ring_after, wake
+
+log = logging.getLogger(__name__)
+
+
+async def run_lane(rt: Runtime, mailbox: str) -> dict[str, Any]:
+    """A lane from its pools to its end."""
+    with rt.lanes.at_work():
+        try:
+            known = await asyncio.to_thread(rt.pools)
+        except SQLAlchemyError as error:
+            log.warning("mailbox %s: no answer from SQL (%s)", mailbox, type(error).__name__)
+            return {"waits_for": "the database"}
+        pools = {name: list(of) for name, of in known.items() if mailbox in of}
+        result = await Lane(_lane_deps(rt), mailbox, pools, rt.settings.limits).run()
+    if result.get("waits_for"):
+        rt.meters.add(WAITS + result["waits_for"])
+    if result.get("waits_for") not in {None, "held", SUSPENDED} and result["seconds"] <= SOON:
+        ring_after(rt, mailbox, result["seconds"])
+    return result
+
+
+def run_ingest(rt: Runtime, seconds: float = math.inf) -> dict[str, int]:
+    """Writes what lies in the inbox. `seconds`: leaves the rest to the next who looks."""
+    end = time.monotonic() + seconds
+    enough = lambda: rt.stop.is_set() or time.monotonic() > end  # noqa: E731
+    rt.parts.drain(rt.name, rt.store.contents.arrive, enough)
+    return ingest(
+        rt.inbox, rt.store, consumer=rt.name, max_age=rt.settings.max_age,
+        wake=lambda targets: wake(rt, targets, news=True), enough=enough,
+    )  # fmt: skip
+
+
+def run_sweep(rt: Runtime) -> dict[str, int]:
+    """Wakes lanes, ends what ran out, finishes batches, tells their applications."""
+    done = sweep(
+        rt.store, on_unknown=rt.settings.on_unknown, max_attempts=rt.settings.max_attempts,
+        wake=lambda targets: wake(rt, targets, news=False), finished=rt.bell.finish,
+    )  # fmt: skip
+    rt.meters.add(LEASES, done["leases"])
+    return done | {"told": tell_ends(rt.store, rt.callback.finished)}
+
+
+def _lane_deps(rt: Runtime) -> Deps:
+    s = rt.settings
+    rules = Rules(
+        lease=s.lease, request_timeout=s.request_timeout, max_attempts=s.max_attempts,
+        on_unknown=s.on_unknown, internal_domains=s.internal_domains, staging=s.staging,
+    )  # fmt: skip
+    return Deps(
+        store=rt.store, writer=rt.writer, gate=rt.gate, graph=rt.graph, tokens=rt.tokens,
+        rules=rules, worker=rt.name, stop=rt.stop, crowded=rt.crowded.is_set,
+    )  # fmt: skip
+
+
+async def run_settle(rt: Runtime) -> dict[str, int]:
+    """Looks into mailboxes for messages in doubt; says what became of them."""
+    s = rt.settings
+    rules = settling.Rules(
+        on_unknown=s.on_unknown, max_attempts=s.max_attempts, request_timeout=s.request_timeout,
+        settle_margin=s.settle_margin,
+    )  # fmt: skip
+    deps = settling.Deps(
+        store=rt.store, gate=rt.gate, graph=rt.graph, tokens=rt.tokens, rules=rules, stop=rt.stop
+    )
+    return await settling.settle(deps)
