@@ -18,6 +18,7 @@ from sqlalchemy import (
 from worker.model import Due, Outcome, Rejected, State, Verdict
 from worker.store import rejections
 from worker.store.clock import after
+from worker.store.given import rows_given
 from worker.store.mailboxes import note, refusal
 from worker.store.schema import attempts
 from worker.store.statements import (
@@ -27,7 +28,6 @@ from worker.store.statements import (
     evidence_statement,
     peek_statement,
     record_statement,
-    rows_given,
     wake_statement,
 )
 
