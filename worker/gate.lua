@@ -71,7 +71,8 @@ if verb == 'ring' then
     local of = redis.call('HMGET', gate, 'lease', 'bell', 'cool', 'hold')
     for j = 1, 4 do of[j] = tonumber(of[j] or '0') or 0 end
     local rest = math.max(of[3], news and 0 or of[4])
-    redis.call('HINCRBY', gate, 'rung', 1)
+    -- A lane at work finds by itself what the sweep finds: only news makes it look anew.
+    if news or of[1] <= now then redis.call('HINCRBY', gate, 'rung', 1) end
     if of[1] > now or now - of[2] < bell_ms then
       answers[i] = 0
     elseif rest > now then

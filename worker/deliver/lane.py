@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 #: A lane works for this long, then lets other mailboxes of the process have its thread; for the
 #: shorter time where others wait.
-TURN = timedelta(seconds=5)
+TURN = timedelta(seconds=20)
 SHORT_TURN = timedelta(seconds=1)
 #: Waiting for less than this is done in place; for more, the lane ends and is woken.
 MOMENT = timedelta(seconds=1)

@@ -70,6 +70,7 @@ def make_engine(
             pool_timeout=5,
             hide_parameters=True,
             pool_pre_ping=True,
+            pool_use_lifo=True,
             connect_args={"options": POSTGRES_OPTIONS, "connect_timeout": 2} | POSTGRES_LIFE,
         )
         if patience is not None:
