@@ -33,11 +33,11 @@ T = TypeVar("T")
 _RESET = struct.pack("ii", 1, 0)
 
 
-def before_redis(server: RedisServer) -> Proxy:
-    """A proxy before a Redis of our own; database 0 is `redis://127.0.0.1:{port}/0`."""
-    address = urlsplit(server.url)
+def before_redis(server: RedisServer | str) -> Proxy:
+    """A proxy before a Redis, or its address; database 0 is `redis://127.0.0.1:{port}/0`."""
+    address = urlsplit(server if isinstance(server, str) else server.url)
     if address.port:
-        return Proxy(("127.0.0.1", address.port))
+        return Proxy((address.hostname or "127.0.0.1", address.port))
     return Proxy(unquote(address.path))
 
 

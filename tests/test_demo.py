@@ -76,13 +76,20 @@ def test_what_the_demo_prints_to_try_next_works(tmp_path: Path):
     assert "\x1b" not in done.stdout + done.stderr
 
 
+def sending(directory: Path) -> bool:
+    """Whether a demo's worker has told of a message."""
+    logs = directory.glob("postroom-demo-*/worker.log")
+    return any(": sent (" in log.read_text() for log in logs)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_demo_leaves_no_process(
     number: signal.Signals, tmp_path: Path, processes: Processes
 ):
     """Ctrl-C, a stop and even a kill end Redis, simulator, worker and beat."""
     child = processes.start(["postroom", "demo", "20000"], {"TMPDIR": str(tmp_path)}, log="demo")
-    wait_until(lambda: "worker beat" in " ".join(running_in(tmp_path).values()), "it runs", 60)
+    wait_until(lambda: sending(tmp_path), "it sends", 60)
+    assert "worker beat" in " ".join(running_in(tmp_path).values())
 
     child.signal(number)
     child.process.wait(40)

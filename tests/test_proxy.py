@@ -163,8 +163,8 @@ def test_a_delay_keeps_every_piece_back_and_their_order(line: Proxy) -> None:
 
 def test_a_server_that_is_down_looks_down(tmp_path: Path) -> None:
     """The proxy listens, its server does not: the caller is reset, and is not left to wait."""
-    with Proxy(tmp_path / "nobody") as line, call(line) as caller:
-        with pytest.raises(ConnectionResetError):
+    with Proxy(tmp_path / "nobody") as line:
+        with pytest.raises(ConnectionResetError), call(line) as caller:
             caller.recv(1)
         assert line.connections == 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -105,6 +106,46 @@ def test_a_child_ends_with_its_starter_even_by_sigkill(
     starter.signal(signal.SIGKILL)
 
     wait_until(lambda: not alive(child), "the end of the orphan")
+
+
+DYING = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from worker.servers import Child
+
+class Untethered(subprocess.Popen):
+    def __init__(self, words, *rest, **options):
+        if "tether" in words:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().__init__(words, *rest, **options)
+
+subprocess.Popen = Untethered
+Child(["touch", sys.argv[1]], Path("child.log"))
+"""
+
+
+def test_a_child_whose_starter_dies_before_its_tether_never_begins(
+    processes: Processes, tmp_path: Path
+) -> None:
+    """Else nobody would ever end it."""
+    begun, dying = tmp_path / "begun", tmp_path / "dying.py"
+    dying.write_text(DYING)
+    root = str(Path(__file__).parent.parent)
+
+    starter = processes.start([sys.executable, dying, begun], {"PYTHONPATH": root})
+
+    assert starter.process.wait(20) == -signal.SIGKILL
+    wait_until(lambda: str(begun) not in " ".join(command_lines()), "the child's end")
+    assert not begun.exists()
+
+
+def command_lines() -> list[str]:
+    """Of all processes that can be read, without the starters of this test."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return [words for words in found if "dying.py" not in words]
 
 
 def test_stopping_a_child_ends_its_children_too(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 import redis
 from sqlalchemy import create_engine, select
 
+from tests.proxy import before_redis
 from tests.support import Processes, clean_environment, wait_until
 from worker.client import Client
 from worker.config import Settings
@@ -195,20 +196,23 @@ def test_a_producer_killed_in_the_middle_is_completed_by_the_same_call(
 ) -> None:
     """Half a batch stays open and unsent; the same call with the same key doubles nothing."""
     root = Path(__file__).parent.parent
-    producer = subprocess.Popen(
-        [sys.executable, "-c", PRODUCER],
-        env=clean_environment() | service.environment | {"PYTHONPATH": str(root)},
-    )
     inbox = redis.Redis.from_url(redis_url, decode_responses=True)
-    key = str(wait_until(lambda: next(inbox.scan_iter("postroom:batch:*"), ""), "the first chunk"))
-    producer.kill()
-    producer.wait()
+    with before_redis(redis_url) as slow:  # else it is too quick to be killed in the middle
+        slow.delay = 0.05
+        slowly = {"POSTROOM_REDIS_URL": f"redis://127.0.0.1:{slow.port}/0"}
+        producer = subprocess.Popen(
+            [sys.executable, "-c", PRODUCER],
+            env=clean_environment() | service.environment | {"PYTHONPATH": str(root)} | slowly,
+        )
+        key = str(wait_until(lambda: next(inbox.scan_iter("postroom:batch:*"), ""), "a chunk"))
+        producer.kill()
+        producer.wait()
     batch = key.removeprefix("postroom:batch:")
 
     worker = service.worker("one")
     wait_until(lambda: inbox.xlen("postroom:inbox") == 0, "the inbox is read")
     half = int(inbox.hget(key, "arrived") or 0)  # now that its last words were heard too
-    assert 0 < half < 20_000, "the producer was too quick to be killed in the middle"
+    assert 0 < half < 20_000
     status = service.client.status(batch)
     assert status["state"] == "open"
     assert status["counts"]["queued"] == half

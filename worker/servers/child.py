@@ -12,12 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO, cast
 
 READY_SECONDS = 10.0
 
 #: Waits for the end of its input, which comes with the end of our process, however that ended.
 #: (PDEATHSIG is Linux's alone, and fires when the starting thread ends.)
 _TETHER = 'read _; kill -s "$1" -- "-$2"; sleep 5; kill -s KILL -- "-$2"'
+#: The command begins once it is tethered; it never does where our process ends before that.
+_BEGIN = 'read _ && exec "$@" </dev/null'
 
 
 class ServerError(RuntimeError):
@@ -45,8 +48,8 @@ class Child:
         self._ending = ending
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
+                ["sh", "-c", _BEGIN, "begin", *command],
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=env,
@@ -64,6 +67,8 @@ class Child:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        with cast(IO[bytes], self.process.stdin) as begin:
+            begin.write(b"\n")
 
     @property
     def pid(self) -> int:
