@@ -59,10 +59,9 @@ class Post(Desk):
         )  # fmt: skip
         deps = Deps(
             store=rt.store, writer=rt.writer, gate=rt.gate, graph=rt.graph, tokens=rt.tokens,
-            rules=rules, worker=rt.name, stop=rt.stop,
+            rules=rules, pools=rt.pools, worker=rt.name, stop=rt.stop,
         )  # fmt: skip
-        pools = {name: list(of) for name, of in rt.pools().items() if mailbox in of}
-        found: dict[str, Any] = rt.call(Lane(deps, mailbox, pools, s.limits).run())
+        found: dict[str, Any] = rt.call(Lane(deps, mailbox).run())
         return found
 
     def send(self, *given: Message, **arguments: Any) -> list[dict[str, Any]]:

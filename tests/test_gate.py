@@ -238,6 +238,19 @@ def test_a_ring_starts_a_lane_once(redis_url: str) -> None:
     on_gate(redis_url, work)
 
 
+def test_a_sweeps_ring_does_not_disturb_a_lane_at_work(redis_url: str) -> None:
+    """Only news makes it look anew; a mailbox without a lane is rung by both."""
+
+    async def work(gate: Gate, _: Redis) -> None:
+        before = (await gate.ask(MAILBOX, "a", wanted=())).rung
+        await gate.ring([MAILBOX], timedelta(seconds=1), news=False)
+        assert (await gate.ask(MAILBOX, "a", wanted=())).rung == before
+        await gate.ring([MAILBOX], timedelta(seconds=1), news=True)
+        assert (await gate.ask(MAILBOX, "a", wanted=())).rung == before + 1
+
+    on_gate(redis_url, work)
+
+
 def test_a_ring_whose_task_was_lost_is_sent_again(redis_url: str) -> None:
     """After a while without a lane at work, the next ring starts one."""
 

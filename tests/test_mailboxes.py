@@ -412,3 +412,71 @@ def test_a_mailboxs_own_limit_holds_and_the_status_names_it(service: Service) ->
     assert service.counts(batch)["sent"] == 38  # 5 % are kept for priority high
     service.client.set_mailbox(MAILBOXES[0], {"message_rate": "default"})
     assert service.wait_for_end(batch) == Counter(sent=60)
+
+
+@POSTGRESQL
+def test_a_limit_that_is_set_holds_for_a_lane_at_work(service: Service) -> None:
+    """Within seconds, not with its next turn."""
+    service.simulator.settings(latency_ms="300")
+    service.worker("one")
+    batch = service.client.enqueue(
+        some_messages(400), sender=MAILBOXES[0], template=TEMPLATE
+    ).batch_id
+    wait_until(lambda: service.counts(batch)["sent"] > 8, "some are sent")
+
+    service.client.set_mailbox(MAILBOXES[0], {"message_rate": "40/h"})
+
+    wait_until(lambda: service.client.status(batch)["limit"] == "messages", "the limit is named")
+    wait_until(lambda: not service.counts(batch)["sending"], "what is in flight ends")
+    assert service.counts(batch)["sent"] < 120  # a turn at this latency is 260
+
+
+@POSTGRESQL
+def test_a_pool_that_is_changed_holds_for_lanes_at_work(service: Service) -> None:
+    """A mailbox that was taken out takes no more within seconds, a new one takes its share, and
+    what was queued for the pool is sent by those who are in it.
+    """
+    service.simulator.settings(latency_ms="300")
+    old, new = MAILBOXES[:2], MAILBOXES[1:3]
+    service.client.set_pool("changing", old)
+    service.worker("one")
+    batch = service.client.enqueue(some_messages(500), pool="changing", template=TEMPLATE).batch_id
+    wait_until(lambda: service.counts(batch)["sent"] > 20, "some are sent")
+
+    service.client.set_pool("changing", new)
+
+    def by_mailbox() -> Counter[str]:
+        return Counter(entry["mailbox"] for entry in service.simulator.ledger())
+
+    wait_until(lambda: by_mailbox()[MAILBOXES[2]] > 8, "the new one sends")
+    left = by_mailbox()[MAILBOXES[0]]
+    assert service.wait_for_end(batch) == Counter(sent=500)
+    assert by_mailbox()[MAILBOXES[0]] <= left + 60  # of some 240, if its turn went on
+    assert set(service.accepted().values()) == {1}
+
+
+@POSTGRESQL
+def test_fresh_tokens_that_graph_refuses_cost_no_message(service: Service) -> None:
+    """401 to every request: the credential is at fault. A few tokens are asked for, not one for
+    each message; the mailboxes are shown as blocked, and all are sent once Graph takes them.
+    """
+    service.simulator.fault("status", 0, status=401, code="InvalidAuthenticationToken")
+    service.worker("one")
+    batch = service.enqueue(100)
+
+    shown = wait_until(lambda: service.rows(select(attempts.c.code)), "it was refused")
+    assert {row.code for row in shown} == {"InvalidAuthenticationToken"}
+    told = "'waits_for': 'InvalidAuthenticationToken'"
+    [worker] = service.processes.started
+    wait_until(lambda: worker.tail(10**6).count(told) >= 5, "the lanes wait", 40)
+    assert service.simulator.stats()["token_requests"] <= 4
+    assert +service.counts(batch) == Counter(queued=100)
+
+    service.simulator.clear_faults()
+    probe = redis.Redis.from_url(service.environment["POSTROOM_REDIS_URL"])
+    for key in probe.scan_iter("postroom:token:*:trouble:*"):
+        probe.hset(key, "until", 1)  # the time to the next probe has passed
+    probe.close()
+
+    assert service.wait_for_end(batch) == Counter(sent=100)
+    assert {row.tries for row in service.rows(select(messages.c.tries))} == {0}

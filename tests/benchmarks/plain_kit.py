@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,15 @@ class Plain:
         """Until so many mails in all are noted."""
         wait(lambda: self.stage.scalar("SELECT count(*) FROM plain_sent") >= count,
              f"{count} mails of plain Celery", pause=0.25)  # fmt: skip
+
+    def left_after(self, count: int, seconds: float) -> int:
+        """How many of so many mails are not noted after so many seconds: their retries wait ever
+        longer.
+        """
+        end = time.monotonic() + seconds
+        while (left := count - noted(self.stage)) > 0 and time.monotonic() < end:
+            time.sleep(0.25)
+        return left
 
     def seconds(self) -> float:
         """Processor seconds of the workers so far."""

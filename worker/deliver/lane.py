@@ -47,6 +47,8 @@ BRIEFLY = timedelta(milliseconds=200)
 HOLD = timedelta(minutes=1)
 #: The lane's lease is renewed at least this often, whatever the lane itself waits for.
 HEARTBEAT = timedelta(seconds=2)
+#: What an operator changes of limits and pools holds for a lane at work after so long.
+FRESH = timedelta(seconds=2)
 #: A refused credential is asked after again so soon; asking costs one look into Redis.
 PROBE = timedelta(seconds=5)
 #: Where Redis or the database is away, the next try comes so soon.
@@ -67,8 +69,6 @@ class Lane:
 
     deps: Deps
     mailbox: str
-    pools: Mapping[str, list[str]]  #: the pools this mailbox is in: name → members
-    limits: Limits
     token: str = field(default_factory=lane_token)
     done: Counter[str] = field(default_factory=Counter)
     _seen: Seen | None = None  # where the buffer's messages come from
@@ -87,6 +87,9 @@ class Lane:
     _ours_until: float = math.inf  # monotonic: until then no other lane has the mailbox
     _abandoned: bool = False  # a stop took too long
     _standing: Standing = field(default_factory=Standing)
+    _limits: Limits | None = None  # that hold for the mailbox; None: those of the settings
+    _pools: Mapping[str, list[str]] = field(default_factory=dict)  # that it is in: name → members
+    _fresh_until: float = -math.inf  # monotonic: then limits and pools are read again
     _trouble: int = 0  # how often in a row sends of this mailbox went wrong
 
     async def run(self) -> dict[str, Any]:
@@ -119,8 +122,7 @@ class Lane:
     async def _work(self) -> tuple[str, timedelta]:
         """The loop of the lane; gives what it must wait for and how long, if it must."""
         began = time.monotonic()
-        self._standing = await asyncio.to_thread(Standing.of, self.deps.store, self.mailbox)
-        self.limits = self.limits.changed(self._standing.limits)
+        self._standing = await self._read()
         grant = await self._ask()  # takes the lane before anything is looked at
         while time.monotonic() < self._ours_until and not self.deps.stop.is_set():
             if ended := self._must_end(began):
@@ -187,14 +189,29 @@ class Lane:
                 with contextlib.suppress(RedisError):
                     await self._ask()
 
+    async def _read(self) -> Standing:
+        """Takes over the limits and pools as an operator has them now, and gives the standing."""
+        self._fresh_until = time.monotonic() + FRESH.total_seconds()
+        standing = await asyncio.to_thread(Standing.of, self.deps.store, self.mailbox)
+        self._limits = self.deps.gate.limits.changed(standing.limits)
+        known = await asyncio.to_thread(self.deps.pools)
+        pools = {name: list(of) for name, of in known.items() if self.mailbox in of}
+        if pools != self._pools:
+            self._pools = pools
+            self._buffer.clear()  # what it holds may be for others to send now
+            self._ready.clear()
+        return standing
+
     # ---- what is next --------------------------------------------------------------------------
 
     async def _look(self) -> None:
         """Fills the buffer from the best queue: priority first, then whoever had fewer turns."""
+        if time.monotonic() >= self._fresh_until:
+            self._standing.limits = (await self._read()).limits
         if self._buffer or self._ready:
             return
         self._seen = await asyncio.to_thread(
-            self.deps.store.look, self.mailbox, self.pools, dict(self._turns), PEEK
+            self.deps.store.look, self.mailbox, self._pools, dict(self._turns), PEEK
         )
         if self._seen is not None:
             self._turns[self._seen.queue_id] += len(self._seen.due)
@@ -213,14 +230,18 @@ class Lane:
         return [self._ready.popleft() for _ in range(min(room, len(self._ready)))]
 
     def _room(self) -> int:
-        most = 1 if self._trouble else self._standing.most(self.limits.slots)
+        most = (
+            1
+            if self._trouble
+            else self._standing.most((self._limits or self.deps.gate.limits).slots)
+        )
         return max(0, most - len(self._flying) + len(self._answered))
 
     def _inside(self) -> frozenset[str]:
         """The domains of the organisation: as set, else those of the senders."""
         if self.deps.rules.internal_domains:
             return self.deps.rules.internal_domains
-        senders = {self.mailbox, *itertools.chain.from_iterable(self.pools.values())}
+        senders = {self.mailbox, *itertools.chain.from_iterable(self._pools.values())}
         return frozenset(sender.rpartition("@")[2] for sender in senders)
 
     async def _token(self) -> Token:
@@ -235,7 +256,7 @@ class Lane:
         with self._giving_back([p.due.id for p in ready]) as back:
             grant = await self.deps.gate.ask(
                 self.mailbox, self.token, wanted=[(p.due.id, p.cost) for p in ready],
-                given_back=back, limits=self.limits,
+                given_back=back, limits=self._limits,
                 high=self._seen is not None and self._seen.priority == Priority.HIGH,
             )  # fmt: skip
         # A lease that lapsed is not taken up again: its slots may be another lane's by now.
@@ -266,7 +287,7 @@ class Lane:
         with self._giving_back() as back:
             return await self.deps.gate.leave(
                 self.mailbox, self.token, rung, given_back=back, hold=self._hold,
-                limits=self.limits,
+                limits=self._limits,
             )  # fmt: skip
 
     # ---- in flight -----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The standing of a lane's mailbox: whether it may work, and with how many messages at once.
 
-Read once, when the lane begins; what the lane itself sees is counted on.
+Read when the lane begins; what the lane itself sees is counted on, and an operator's limits are
+read again.
 """
 
 from __future__ import annotations

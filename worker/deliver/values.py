@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -49,6 +49,7 @@ class Deps:
     graph: Graph
     tokens: Tokens
     rules: Rules
+    pools: Callable[[], Mapping[str, Sequence[str]]]  #: all there are now: name → members
     worker: str  #: this process, on claims and attempts
     stop: Stop
     crowded: Callable[[], bool] = lambda: False  #: whether others wait for a thread of the process

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
 from typing import Any
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from worker import settle as settling
 from worker.deliver import SUSPENDED, Deps, Lane, Rules
@@ -22,15 +19,9 @@ log = logging.getLogger(__name__)
 
 
 async def run_lane(rt: Runtime, mailbox: str) -> dict[str, Any]:
-    """A lane from its pools to its end."""
+    """A lane, and what must be rung after it."""
     with rt.lanes.at_work():
-        try:
-            known = await asyncio.to_thread(rt.pools)
-        except SQLAlchemyError as error:
-            log.warning("mailbox %s: no answer from SQL (%s)", mailbox, type(error).__name__)
-            return {"waits_for": "the database"}
-        pools = {name: list(of) for name, of in known.items() if mailbox in of}
-        result = await Lane(_lane_deps(rt), mailbox, pools, rt.settings.limits).run()
+        result = await Lane(_lane_deps(rt), mailbox).run()
     if result.get("waits_for"):
         rt.meters.add(WAITS + result["waits_for"])
     if result.get("waits_for") not in {None, "held", SUSPENDED} and result["seconds"] <= SOON:
@@ -67,7 +58,7 @@ def _lane_deps(rt: Runtime) -> Deps:
     )  # fmt: skip
     return Deps(
         store=rt.store, writer=rt.writer, gate=rt.gate, graph=rt.graph, tokens=rt.tokens,
-        rules=rules, worker=rt.name, stop=rt.stop, crowded=rt.crowded.is_set,
+        rules=rules, pools=rt.pools, worker=rt.name, stop=rt.stop, crowded=rt.crowded.is_set,
     )  # fmt: skip
 
 
