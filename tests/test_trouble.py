@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from tests.support import upgrade, wait_until
 from tests.test_spine import (
@@ -237,3 +237,41 @@ def test_lost_rings_and_no_beat_cost_moments(service: Service) -> None:
 
     assert service.counts(batch) == Counter(sent=400)
     assert set(service.accepted().values()) == {1}
+
+
+@pytest.mark.parametrize("simulator_options", [{"latency_ms": "3000"}])
+def test_no_connection_is_held_while_graph_takes_its_time(service: Service) -> None:
+    """Twenty requests are under way: no transaction of the worker's is open, no lock is held."""
+    service.worker("one")
+    service.enqueue(100)
+    underway = select(messages.c.id).where(messages.c.state == "sending")
+    wait_until(lambda: len(service.rows(underway)) == 20, "all slots are taken")
+
+    database = text("pid <> pg_backend_pid() AND datname = current_database()")
+    activity = select(text("state FROM pg_stat_activity")).where(database)
+    states = [row.state for _ in range(10) for row in service.rows(activity)]
+
+    assert states
+    assert not [state for state in states if state and "transaction" in state]
+    assert len(service.rows(underway)) == 20
+
+
+def test_a_message_that_takes_its_worker_down_three_times_is_set_aside(service: Service) -> None:
+    """Whatever ON_UNKNOWN says: it ends as unknown, quarantined, and a fourth worker lives."""
+    service.environment |= {
+        "POSTROOM_ON_UNKNOWN": "resend", "POSTROOM_REQUEST_TIMEOUT": "2s", "POSTROOM_LEASE": "4s",
+    }  # fmt: skip
+    service.simulator.fault("hang_before", 0)
+    batch = service.enqueue(1)
+    for n in range(1, 4):
+        worker = service.worker(f"victim{n}")
+        claimed = select(messages.c.id).where(messages.c.state == "sending", messages.c.fence == n)
+        wait_until(lambda claimed=claimed: service.rows(claimed), "it is claimed", 30)
+        worker.kill()
+
+    service.worker("four")
+    counts = service.wait_for_end(batch)
+
+    [row] = service.rows(select(messages.c.error_code, messages.c.crashes))
+    assert +counts == Counter(unknown=1)
+    assert (row.error_code, row.crashes) == ("Quarantined", 3)
