@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -265,8 +266,8 @@ def test_a_message_that_takes_its_worker_down_three_times_is_set_aside(service: 
     batch = service.enqueue(1)
     for n in range(1, 4):
         worker = service.worker(f"victim{n}")
-        claimed = select(messages.c.id).where(messages.c.state == "sending", messages.c.fence == n)
-        wait_until(lambda claimed=claimed: service.rows(claimed), "it is claimed", 30)
+        claim = select(messages.c.id).where(messages.c.state == "sending", messages.c.fence == n)
+        wait_until(partial(service.rows, claim), "it is claimed", 30)
         worker.kill()
 
     service.worker("four")

@@ -48,7 +48,7 @@ HOLD = timedelta(minutes=1)
 #: The lane's lease is renewed at least this often, whatever the lane itself waits for.
 HEARTBEAT = timedelta(seconds=2)
 #: What an operator changes of limits and pools holds for a lane at work after so long.
-FRESH = timedelta(seconds=2)
+FRESH = timedelta(seconds=5)
 #: A refused credential is asked after again so soon; asking costs one look into Redis.
 PROBE = timedelta(seconds=5)
 #: Where Redis or the database is away, the next try comes so soon.

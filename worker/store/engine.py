@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import sqlite3
 import time
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from sqlalchemy import (
     Column,
     Engine,
@@ -20,7 +22,7 @@ from sqlalchemy import (
     make_url,
     select,
 )
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, InvalidatePoolError, OperationalError
 from sqlalchemy.pool import QueuePool
 
 from worker.model import InvalidSettings, Unavailable
@@ -34,6 +36,9 @@ POSTGRES_OPTIONS = (
     " -c idle_in_transaction_session_timeout=15000 -c timezone=UTC"
     " -c client_encoding=utf8"  # a database in SQL_ASCII would answer in bytes
 )
+
+#: A connection that nobody used for so long is asked whether it still lives, in seconds.
+IDLE = 1.0
 
 #: How long SQLite waits for its one lock, in seconds.
 SQLITE_TIMEOUT = 15
@@ -69,10 +74,10 @@ def make_engine(
             max_overflow=0,
             pool_timeout=5,
             hide_parameters=True,
-            pool_pre_ping=True,
             pool_use_lifo=True,
             connect_args={"options": POSTGRES_OPTIONS, "connect_timeout": 2} | POSTGRES_LIFE,
         )
+        _ping_the_idle(engine)
         if patience is not None:
             limit(engine, patience)
     elif backend == "sqlite":
@@ -89,6 +94,26 @@ def make_engine(
     else:
         raise InvalidSettings(f"DATABASE_URL: {backend} is not one of postgresql, sqlite")
     return engine.execution_options(schema_translate_map={None: schema}) if schema else engine
+
+
+def _ping_the_idle(engine: Engine) -> None:
+    """As pool_pre_ping, but not for a connection that was in use a moment ago.
+
+    A ping takes as long as a short statement, and the writer's connection is always in use.
+    """
+
+    @event.listens_for(engine, "checkin")
+    def _note(_connection: Any, record: Any) -> None:
+        record.info["idle_since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _ping(connection: Any, record: Any, _proxy: Any) -> None:
+        if time.monotonic() < record.info.get("idle_since", math.inf) + IDLE:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except psycopg.Error as error:
+            raise InvalidatePoolError from error  # the pool connects anew
 
 
 def _make_sqlite_safe(engine: Engine) -> None:
