@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import random
 import ssl
 import time
 import urllib.request
@@ -97,7 +98,7 @@ class Wire:
         answer's body are read. Nothing that the network does raises; a cancellation passes
         through, and leaves what the request was to do in doubt.
         """
-        client_request_id = str(uuid.uuid4())
+        client_request_id = _new_id()
         started = time.monotonic()
         guarded = _GuardedBody(body, deadline)
         every = [*headers, (b"client-request-id", client_request_id.encode())]
@@ -108,7 +109,7 @@ class Wire:
         failure: Exception | None = None
         asked = _asked.set(guarded)
         try:
-            async with _time_limit(self._timeout):
+            async with _TimeLimit(self._timeout):
                 response = await self._transport.handle_async_request(request)
         except _NETWORK as error:
             failure = error
@@ -127,19 +128,26 @@ class Wire:
         await self._transport.aclose()
 
 
-@contextlib.asynccontextmanager
-async def _time_limit(seconds: float) -> AsyncIterator[None]:
+class _TimeLimit:
     """As asyncio.timeout, but an answer that lies in the socket when time is up is still read.
 
     A process that was paused wakes with both: its timers have run out, and Graph has answered.
     """
-    loop = asyncio.get_running_loop()
-    async with asyncio.timeout(None) as limit:
-        timer = loop.call_later(seconds, lambda: limit.reschedule(loop.time() + LAST_LOOK))
-        try:
-            yield
-        finally:
-            timer.cancel()
+
+    def __init__(self, seconds: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._limit = asyncio.timeout(None)
+        self._timer = self._loop.call_later(seconds, self._is_up)
+
+    def _is_up(self) -> None:
+        self._limit.reschedule(self._loop.time() + LAST_LOOK)
+
+    async def __aenter__(self) -> None:
+        await self._limit.__aenter__()
+
+    async def __aexit__(self, *error: Any) -> None:
+        self._timer.cancel()
+        await self._limit.__aexit__(*error)
 
 
 class _Response(aiohttp.ClientResponse):
@@ -180,6 +188,11 @@ class _GuardedBody(httpx.AsyncByteStream):
     def shut(self) -> None:
         """From now on the body is not given out."""
         self._deadline = -math.inf
+
+
+def _new_id() -> str:
+    """A UUID to find a request by. It may be guessed: uuid4 would ask the kernel each time."""
+    return str(uuid.UUID(int=random.getrandbits(128), version=4))
 
 
 #: The body of the request that this task is about: how its answer finds it.
