@@ -231,15 +231,26 @@ class Stage:
         return -1
 
     def moving(self) -> int:
-        """How many messages of whole batches are not at rest, or batches not finished; -1 where
-        the database does not answer.
+        """How many messages of whole batches are under way of which none was ever in doubt; -1
+        where the database does not answer. (In doubt, reconcile must wait for a token's end.)
         """
+        return self._count(
+            "SELECT count(*) FROM messages m JOIN batches b ON b.id = m.batch_id"
+            " WHERE b.sealed_at IS NOT NULL AND m.state IN ('queued', 'sending') AND NOT EXISTS"
+            " (SELECT 1 FROM attempts a WHERE a.message_id = m.id AND a.outcome = 'unknown')"
+        )
+
+    def unsettled(self) -> int:
+        """How many messages of whole batches are not over, or batches not finished; -1 as well."""
         states = "'queued', 'sending'" + (", 'unknown'" if self.plan.policy == "reconcile" else "")
-        rows = self.ask(
+        return self._count(
             "SELECT (SELECT count(*) FROM messages m JOIN batches b ON b.id = m.batch_id"
             f" WHERE b.sealed_at IS NOT NULL AND m.state IN ({states}))"
             " + (SELECT count(*) FROM batches WHERE sealed_at IS NOT NULL AND finished_at IS NULL)"
         )
+
+    def _count(self, statement: str) -> int:
+        rows = self.ask(statement)
         return int(rows[0][0]) if rows else -1
 
 
