@@ -10,8 +10,10 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
 from tests.proxy import Proxy, before_postgres
+from tests.support import wait_until
 from worker.servers import PostgresServer
 from worker.store import make_engine
+from worker.store.engine import IDLE
 
 PATIENCE = 1.0
 
@@ -48,8 +50,10 @@ def test_a_connection_that_went_dead_in_the_pool_is_replaced(line: Proxy) -> Non
     engine = engine_on(line)
     with engine.connect() as c:
         c.execute(text("SELECT 1"))
+    put_back = time.monotonic()
     line.half_open()
     line.heal()
+    wait_until(lambda: time.monotonic() > put_back + IDLE, "the connection lies idle")
 
     began = time.monotonic()
     with engine.connect() as c:
