@@ -230,12 +230,12 @@ def test_a_producer_killed_in_the_middle_is_completed_by_the_same_call(
 
 
 @POSTGRESQL
-@pytest.mark.parametrize("simulator_options", [{"token_lifetime": 12}])
+@pytest.mark.parametrize("simulator_options", [{"token_lifetime": 12, "latency_ms": "500"}])
 def test_workers_renew_one_token_together(service: Service) -> None:
     """Tokens that end soon: one request for each renewal whatever the number of workers, no 401."""
     for name in ("one", "two", "three"):
         service.worker(name)
-    batch = service.enqueue(6000)
+    batch = service.enqueue(2000)
 
     wait_until(lambda: service.simulator.stats()["token_requests"] >= 4, "three renewals", 60)
     sent = service.counts(batch)["sent"]

@@ -131,7 +131,8 @@ class Lane:
             await self._look()
             ready = self._take_ready()
             token = await self._token() if ready else None
-            grant = await self._ask(ready)
+            with self.deps.writer.asking():
+                grant = await self._ask(ready)
             if token and grant.wait is None:
                 ready[0] = _too_large(ready[0], grant.word)
             go = grant.count or int(grant.wait is None)
@@ -337,16 +338,21 @@ class Lane:
         self.done[NAMES[type(task.result().outcome)]] += 1
 
     async def _until_room(self) -> None:
-        """There is nothing to ask the gate for before one more message may fly."""
+        """There is nothing to ask the gate for before one more message may fly.
+
+        Asked between two transactions, lanes claim together: a transaction is dearer than a claim.
+        """
         while not self._room():
             self._news.clear()
             await self._wait()
+        await self.deps.writer.until_idle()
 
     async def _wait(self, wait: timedelta | None = None) -> None:
         """Until an answer has come, or the gate may say something else."""
         most = max(BRIEFLY, min(wait, HEARTBEAT)) if wait else HEARTBEAT
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), most.total_seconds())
+            async with asyncio.timeout(most.total_seconds()):
+                await self._news.wait()
 
     async def _land(self, keeper: asyncio.Task[None]) -> None:
         """Waits for what is in flight, then leaves the lane, for as long as it is ours."""

@@ -199,6 +199,14 @@ def _new_id() -> str:
 _asked: ContextVar[_GuardedBody] = ContextVar("asked")
 
 
+class _Request(httpx.Request):
+    """Says at once that its content is a stream: httpx-aiohttp finds out by an exception."""
+
+    @property
+    def content(self) -> Any:
+        return self.stream
+
+
 def _request(
     method: str, url: httpx.URL, headers: Sequence[tuple[bytes, bytes]], body: _GuardedBody
 ) -> httpx.Request:
@@ -209,7 +217,7 @@ def _request(
         (b"Content-Length", str(body.length).encode()),
     ]
     extensions = {"timeout": {"connect": CONNECT_TIMEOUT}}
-    request = httpx.Request(method, url, headers=every, stream=body, extensions=extensions)
+    request = _Request(method, url, headers=every, stream=body, extensions=extensions)
     request.headers.encoding = "utf-8"  # else httpx tries all headers to find it out
     return request
 

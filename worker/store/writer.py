@@ -2,13 +2,16 @@
 
 While a transaction runs, what the lanes want next gathers for the following one. So a transaction
 costs its milliseconds once for many messages, and the busier the process, the larger its share.
+For the same reason lanes ask the gate between two transactions, all together, and the next one
+waits a moment for those that are still asking.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +28,10 @@ log = logging.getLogger(__name__)
 
 #: The first wait after a failed transaction and the longest, in seconds.
 RETRY_FIRST, RETRY_LONGEST = 0.05, 2.0
+#: A transaction waits for so long at most for lanes that ask the gate, in seconds.
+GATHER = 0.005
+#: A lane waits for so long at most for a transaction to end before it asks the gate, in seconds.
+SETTLE = 0.05
 
 
 @dataclass(slots=True)
@@ -53,6 +60,27 @@ class Writer:
         self._next = _Work()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="postroom-writer")
         self._running: asyncio.Task[None] | None = None
+        self._asking = 0  # lanes that may claim in a moment
+        self._gathered, self._idle = asyncio.Event(), asyncio.Event()
+        self._gathered.set()
+        self._idle.set()
+
+    async def until_idle(self) -> None:
+        """Until no transaction runs, for a moment at most: what is claimed then is not split."""
+        if not self._idle.is_set():
+            await _set_within(SETTLE, self._idle)
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """While a lane asks the gate. What it claims right afterwards is waited for."""
+        self._asking += 1
+        self._gathered.clear()
+        try:
+            yield
+        finally:
+            self._asking -= 1
+            if not self._asking:
+                self._gathered.set()
 
     async def claim(self, wanted: Sequence[ToClaim]) -> dict[str, int]:
         """Claims what still may be sent; on return it is committed. Message id → fence."""
@@ -77,8 +105,11 @@ class Writer:
             self._running = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
-        await asyncio.sleep(0)  # let the other lanes that are ready join this transaction
         while self._next:
+            await asyncio.sleep(0)  # let the other lanes that are ready join this transaction
+            if self._asking:
+                await _set_within(GATHER, self._gathered)
+            self._idle.clear()
             work, self._next = self._next, _Work()
             try:
                 await self._commit(work)
@@ -86,6 +117,8 @@ class Writer:
                 # A bug must not leave the lanes waiting: it is theirs to end on.
                 log.exception("the writer broke off")
                 _refuse(work, error)
+            finally:
+                self._idle.set()
 
     async def _commit(self, work: _Work) -> None:
         loop = asyncio.get_running_loop()
@@ -156,6 +189,12 @@ def _already_ours(connection: Connection, wanted: Sequence[ToClaim]) -> dict[str
     )
     asked = {(c.id, c.worker, c.mailbox) for c in wanted}
     return {row.id: row.fence for row in rows if (row.id, row.worker, row.mailbox) in asked}
+
+
+async def _set_within(seconds: float, event: asyncio.Event) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 def _refuse(work: _Work, error: Exception) -> None:
