@@ -37,6 +37,9 @@ POSTGRES_OPTIONS = (
     " -c client_encoding=utf8"  # a database in SQL_ASCII would answer in bytes
 )
 
+#: PostgreSQL's SQLSTATE for a write where only reading is allowed.
+READ_ONLY = "25006"
+
 #: A connection that nobody used for so long is asked whether it still lives, in seconds.
 IDLE = 1.0
 
@@ -78,6 +81,7 @@ def make_engine(
             connect_args={"options": POSTGRES_OPTIONS, "connect_timeout": 2} | POSTGRES_LIFE,
         )
         _ping_the_idle(engine)
+        _leave_the_read_only(engine)
         if patience is not None:
             limit(engine, patience)
     elif backend == "sqlite":
@@ -114,6 +118,17 @@ def _ping_the_idle(engine: Engine) -> None:
             engine.dialect.do_ping(connection)
         except psycopg.Error as error:
             raise InvalidatePoolError from error  # the pool connects anew
+
+
+def _leave_the_read_only(engine: Engine) -> None:
+    """After a failover a connection may still lead to the old primary, which answers and takes
+    nothing: it counts as lost, so that the next try asks anew where the primary is.
+    """
+
+    @event.listens_for(engine, "handle_error")
+    def _look(context: Any) -> None:
+        if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
+            context.is_disconnect = True
 
 
 def _make_sqlite_safe(engine: Engine) -> None:
