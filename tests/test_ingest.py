@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.store_kit import Kit, opened
+from tests.store_kit import Kit, opened, postgresql_only
 from tests.support import clean_environment, wait_until
 from worker import ingest as room
 from worker.client import Client
@@ -80,12 +80,24 @@ def at_rest(rt: Runtime) -> bool:
     "body",
     [b"[[201, 1, null", b"\xff\xfe", b"{}", b"[]", b"[" * 100_000, b'[[201,1,"a",5]]',
      json.dumps([[n, 10**30, "a@b.example", {}] for n in range(201, 401)]).encode()],
-    ids=["cut", "bytes", "object", "empty", "deep", "shape", "refused by the database"],
+    ids=["cut", "bytes", "object", "empty", "deep", "shape", "too many recipients"],
 )  # fmt: skip
 def test_a_chunk_that_cannot_be_read_ends_as_failed_rows(rt: Runtime, kit: Kit, body: bytes):
     """Each of its messages is one, at its place, with the reason on the audit; the batch is whole
     and the other chunks go.
     """
+    assert_ends_as_failed(rt, kit, body, "it cannot be read")
+
+
+@postgresql_only
+def test_a_chunk_that_the_database_refuses_ends_as_failed_rows(rt: Runtime, kit: Kit):
+    """PostgreSQL takes no NUL in a JSON: the one chunk with it ends, and the others go."""
+    body = json.dumps([[n, 1, "a@b.example", {"text": "\0"}] for n in range(201, 401)]).encode()
+    assert_ends_as_failed(rt, kit, body, "the database refuses what it holds")
+
+
+def assert_ends_as_failed(rt: Runtime, kit: Kit, body: bytes, why: str) -> None:
+    """The second of three chunks has this body."""
     batch = enqueue(rt)
     spoil(rt, 1, body=body)
     take_in(rt)
@@ -98,7 +110,7 @@ def test_a_chunk_that_cannot_be_read_ends_as_failed_rows(rt: Runtime, kit: Kit, 
     assert {row[1] for row in rows} == {"Unreadable"}
     [event] = kit.sql("SELECT kind, why FROM events")
     assert event[0] == "unreadable"
-    assert event[1].startswith(("it cannot be read", "the database refuses what it holds"))
+    assert event[1].startswith(why)
     assert at_rest(rt)
     assert kit.retry(batch) == 0, "what has no content cannot be sent again"
 

@@ -126,6 +126,8 @@ def _is_row(row: Any) -> bool:
         isinstance(row, list)
         and len(row) == 4
         and type(row[0]) is type(row[1]) is int
+        and 0 < row[0] < 2**31
+        and 0 < row[1] < 2**15
         and (row[2] is None or isinstance(row[2], str))
         and isinstance(row[3], Mapping)
     )

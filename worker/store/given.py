@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
+    JSON,
     Boolean,
     Text,
     and_,
@@ -16,6 +17,7 @@ from sqlalchemy import (
     column,
     func,
     select,
+    type_coerce,
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import JSONB
@@ -33,12 +35,17 @@ def given(dialect: str, **columns: Any) -> FromClause:
         return call.table_valued(*names, name="given").render_derived(with_types=True)
     each = func.json_each(bindparam("rows", type_=Text)).table_valued("value", name="each")
     picked = [
-        cast(func.json_extract(each.c.value, f"$.{name}"), kind).label(name)
-        if not isinstance(kind, Boolean)
-        else (func.json_extract(each.c.value, f"$.{name}") == 1).label(name)
+        _as(kind, func.json_extract(each.c.value, f"$.{name}")).label(name)
         for name, kind in columns.items()
     ]
     return select(*picked).select_from(each).subquery("given")
+
+
+def _as(kind: Any, found: ColumnElement[Any]) -> ColumnElement[Any]:
+    """What SQLite's json_extract gives, which has types of its own, as this type."""
+    if isinstance(kind, Boolean):
+        return found == 1
+    return type_coerce(found, kind) if isinstance(kind, JSON) else cast(found, kind)
 
 
 def is_given(dialect: str, rows: FromClause) -> ColumnElement[bool]:

@@ -44,9 +44,10 @@ def is_of_the_data(error: Exception) -> bool:
     """Whether the database refuses the values themselves: no later try will be another's fault."""
     if isinstance(error, DataError | IntegrityError | OverflowError):
         return True
-    # PostgreSQL: a program limit; SQLAlchemy: a value that no column's type takes.
-    state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
-    return state.startswith("54") or type(error) is StatementError
+    # PostgreSQL: a program limit; SQLite: too deep; SQLAlchemy: what no column's type takes.
+    orig = getattr(error, "orig", None)
+    state = getattr(orig, "sqlstate", None) or ""
+    return state.startswith("54") or str(orig) == "malformed JSON" or type(error) is StatementError
 
 
 def patiently(work: Callable[[], T], *, chance: Callable[[], float]) -> T:
