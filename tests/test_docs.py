@@ -254,6 +254,16 @@ def test_the_sql_of_scaling_is_sql(migrated_url: str) -> None:
             kit.sql(block)
 
 
+def test_pictures_are_small_and_shown() -> None:
+    """tests/test_browser.py makes them; a reader should not wait for them."""
+    shown = {link for document in DOCUMENTS for link in _LINK.findall(document.read_text())}
+    pictures = list((ROOT / "docs" / "pictures").iterdir())
+    assert {path.name for path in pictures} == {
+        Path(link).name for link in shown if link.endswith(".png")
+    }
+    assert max(path.stat().st_size for path in pictures) < 150_000
+
+
 def test_each_step_of_the_set_up_names_checks_that_the_doctor_makes() -> None:
     """A line that the doctor does not say proves nothing."""
     text = (ROOT / "docs" / "entra-setup.md").read_text()
