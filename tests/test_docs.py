@@ -32,6 +32,7 @@ from worker.cli import app
 from worker.config import Settings
 from worker.model import Message
 from worker.report import BEAT
+from worker.simulator import settings as simulator_settings
 
 __all__ = ["service", "simulator_options"]
 
@@ -40,7 +41,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ALERTS = ROOT / "docs" / "alerts.yml"
 SENDER, OUTSIDE = "notices@contoso.com", "director@contoso.com"
 #: These serve until they are stopped: only their words are checked.
-SERVERS = ("postroom metrics", "postroom simulator", "postroom smtp", "postroom batch watch")
+SERVERS = ("postroom metrics", "postroom smtp", "postroom batch watch")
 
 #: How each kind of block is looked after; those of other people's tools cannot be run here.
 BLOCKS = {
@@ -179,6 +180,9 @@ def checked(line: str, names: dict[str, str], service: Service, cwd: Path) -> No
             assert {word.partition("=")[0] for word in words[1:]} <= SETTINGS
         case "celery":
             check_celery(words[1:])
+        case "postroom" if line.startswith("postroom simulator"):
+            options = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
+            assert options <= {"port"} | set(simulator_settings.HELP)
         case "postroom" if line.startswith(SERVERS):
             check_command(words[1:])
         case _:
