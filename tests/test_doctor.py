@@ -15,6 +15,7 @@ import redis
 import trustme
 
 from tests.support import Processes, free_port, wait_until
+from worker.client import Client
 from worker.config import Settings
 from worker.doctor import Check, Status, Visit, examine, letter, microsoft, servers, service
 from worker.doctor.words import explain
@@ -97,7 +98,8 @@ def test_a_service_that_is_set_up_well_has_no_failed_check(
     well = {name for name, check in checks.items() if check.status is Status.OK}
     assert well == {
         "settings", "redis", "redis append-only", "redis eviction", "redis memory", "database",
-        "database tables", "clocks", "entra", "credential", "roles", "mailbox", "outside", "limits",
+        "database tables", "clocks", "entra", "credential", "roles", "mailbox", "outside",
+        "mailboxes", "limits",
     }  # fmt: skip
     assert not [check for check in checks.values() if check.status is Status.FAIL]
     assert entra.ledger() == []
@@ -117,7 +119,7 @@ def test_the_command_prints_one_document_and_ends_with_1_where_a_check_failed(
         ("name", "status", "detail", "fix")
     }
     assert ill.returncode == 1
-    assert ill.stderr == "postroom: 1 of 20 checks failed: credential\n"
+    assert ill.stderr == "postroom: 1 of 21 checks failed: credential\n"
     [credential] = [c for c in json.loads(ill.stdout)["checks"] if c["name"] == "credential"]
     assert credential["status"] == "fail"
 
@@ -601,6 +603,50 @@ def test_pools_that_cannot_do_what_they_seem_to_are_told(
     assert_says(doctor()["limits"], Status.WARN, detail, "pool set")
 
 
+@pytest.mark.parametrize(
+    ("name", "rate", "detail"),
+    [
+        ("RECIPIENT", "500/h", "recipients 500/1h, but Microsoft allows 10000/24h"),
+        ("RECIPIENT", "off", "recipients off, but"),
+        ("REQUEST", "20000/20min", "requests 20000/20min, but Microsoft allows 10000/10min"),
+        ("UPLOAD", "1GB/h", "upload 1000000000/1h, but"),
+    ],
+)
+def test_limits_above_microsofts_are_told(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, name: str, rate: str, detail: str
+) -> None:
+    """Whatever time they are given for: what is over is throttled, or bounces."""
+    monkeypatch.setenv(f"POSTROOM_MAILBOX_{name}_RATE", rate)
+    assert_says(doctor()["limits"], Status.WARN, f"the settings: {detail}", "lower POSTROOM_")
+
+
+def test_the_limits_of_one_mailbox_count_for_its_pool(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a pool can do in a day is told, and the one that would do too much is named."""
+    monkeypatch.setenv("POSTROOM_POOLS", json.dumps({"two": [SENDER, OTHER]}))
+    rt = Runtime(Settings.from_env())
+    client = Client(lambda: rt)
+    client.set_mailbox(OTHER, {"recipient_rate": "300/h"})
+    lower = doctor()["limits"]
+    client.set_mailbox(OTHER, {"recipient_rate": "20000/24h"})
+    above = doctor()["limits"]
+    rt.close()
+
+    assert_says(lower, Status.OK, "pool two: 2 mailboxes, 16,700 recipients a day")
+    assert_says(above, Status.WARN, f"{OTHER}: recipients 20000/24h, but", "mailbox set")
+
+
+def test_a_mailbox_that_an_operator_suspended_is_only_worth_a_word(doctor: Doctor) -> None:
+    """It is meant so. One that was suspended for refusing: tests/test_first_screen.py."""
+    rt = Runtime(Settings.from_env())
+    for address in (OTHER, SENDER):
+        Client(lambda: rt).suspend_mailbox(address, by="ann", why="on leave")
+    rt.close()
+    assert_says(doctor()["mailboxes"], Status.WARN, f"{OTHER} is suspended: suspended by ann: on "
+                "leave (Suspended); and 1 more", f"mailbox resume {OTHER}")  # fmt: skip
+
+
 def test_the_tenants_own_limit_is_told_with_its_formula(
     doctor: Doctor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -615,8 +661,6 @@ def test_a_missing_worker_is_a_failure_only_when_messages_wait(
     doctor: Doctor, redis_client: redis.Redis
 ) -> None:
     """While a service is being set up there is none yet."""
-    from worker.client import Client
-
     assert_says(doctor()["workers"], Status.WARN, "none is running", "celery -A worker worker")
     rt = Runtime(Settings.from_env())
     Client(lambda: rt).enqueue([Message("a@fabrikam.com", "Hi", text="Hi")], sender=SENDER)

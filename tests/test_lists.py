@@ -18,6 +18,7 @@ from worker.client import Client
 from worker.config import Settings
 from worker.model import InvalidMessages, NotFound, State
 from worker.runtime import Runtime
+from worker.store.retention import pseudonym
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 
@@ -101,6 +102,27 @@ def test_messages_are_found_by_recipient_state_code_and_batch(kit: Kit, client: 
     assert ids(client.find(batch_id=head.id.upper())) == [one, two, three]
     assert ids(client.find(batch_id=head.id, state="failed")) == [one, three]
     assert ids(client.find(to="nobody@example.com")) == []
+
+
+def test_a_purged_message_is_found_by_its_recipient_with_the_key_alone(
+    kit: Kit, migrated_url: str
+) -> None:
+    """The address is gone, what happened is not: its keyed hash leads there, in any spelling."""
+    old, [one, _] = kit.batch(2)
+    _, [new] = kit.batch(1)
+    for message_id in (one, new):
+        failed(kit, message_id, "X", hours=1 + (message_id == one))
+    kit.set_batch(old.id, finished_at=NOW)
+    kit.store.retention.purge_content(0, pseudonym("key"))
+
+    def found(key: str | None) -> list[str]:
+        runtime = Runtime(Settings(database_url=migrated_url, secret_key=key))
+        listed = ids(Client(lambda: runtime).find(to="USER1@example.com"))
+        runtime.close()
+        return listed
+
+    assert found("key") == found("newer,key") == [new, one]
+    assert found("other") == found(None) == [new]
 
 
 def test_pages_follow_each_other_without_gap_or_repeat(kit: Kit, client: Client) -> None:

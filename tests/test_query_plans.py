@@ -178,6 +178,7 @@ def ways_to_messages(kit: Kit, ids: list[str]) -> set[str]:
     ("wanted", "index"),
     [
         (Wanted(to="Somebody@example.com"), "ix_messages_recipient"),
+        (Wanted(to="somebody@example.com", pseudonym="hmac:0"), "ix_messages_recipient"),
         (Wanted(state=State.FAILED), "ix_messages_ended"),
         (Wanted(state=State.SUPPRESSED), "ix_messages_ended"),
         (Wanted(code="ErrorInvalidRecipients"), "ix_messages_code"),

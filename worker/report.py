@@ -25,7 +25,8 @@ _WAITING = (State.QUEUED, State.SENDING)
 
 
 def status(rt: Runtime, batch_id: str) -> dict[str, Any]:
-    """State, total, counts, blocked mailboxes, rate, `limit` (which binds) and `eta` (seconds).
+    """State, total, counts, blocked mailboxes, rate, `limit` (which binds), `eta` (seconds), and
+    `trouble`: why messages failed or are unknown.
 
     None: cannot be said. Known from the moment `enqueue` returned: what still lies in the inbox
     counts as queued. Redis must answer only for a batch that is not whole in SQL.
@@ -44,8 +45,10 @@ def status(rt: Runtime, batch_id: str) -> dict[str, Any]:
     mailboxes = _mailboxes(rt, found)
     blocked = _blocked(rt, found, mailboxes) if remaining else store.mailboxes.suspended(mailboxes)
     shut = {one["mailbox"] for one in blocked}
+    ill = found["counts"][State.FAILED] or found["counts"][State.UNKNOWN]
     return found | {
         "blocked": blocked,
+        "trouble": store.summaries.trouble(batch_id) if ill else [],
         "limit": _limit(rt, [m for m in mailboxes if m not in shut]) if remaining else None,
         "eta": round(60 * remaining / rate) if rate and remaining else None,
         "staging": rt.settings.staging.document() if rt.settings.staging else None,

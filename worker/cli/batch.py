@@ -14,7 +14,9 @@ import typer
 
 from worker.cli import output
 from worker.cli.doors import NO_WORKER, Json, an_id, migrated, start_of, workers
+from worker.cli.steps import steps
 from worker.cli.watch import live
+from worker.meanings import meaning
 from worker.model import BatchState, State
 from worker.staging import Staging
 
@@ -171,9 +173,23 @@ def show(found: Mapping[str, Any]) -> None:
         who = f"{one['mailbox']}: " if one["mailbox"] else ""
         since = f" since {output.time_text(one['since'])}" if one["since"] else ""
         output.say(f"blocked: {who}{one['reason']} ({one['code']}){since}")
-
+    for one in found["trouble"]:
+        _show_trouble(one)
     if found["staging"]:
         output.say(f"staging: {Staging(**found['staging'])}")
+    for command, purpose in steps(found):
+        output.say(f"run: {command}  # {purpose}")
+
+
+def _show_trouble(one: Mapping[str, Any]) -> None:
+    """What a code did, in plain words, and where it was met first."""
+    if one["code"] is None:
+        return
+    output.say(f"{one['state']}: {one['count']}: {meaning(one['code'])} ({one['code']})")
+    said = f": {one['detail']}" if one["detail"] else ""
+    output.say(
+        f"    row {one['position']}" + (f", {one['mailbox']}" if one["mailbox"] else "") + said
+    )
 
 
 def _wait(rt: Runtime, batch_id: str, *, quiet: bool) -> dict[str, Any]:

@@ -39,9 +39,14 @@ def doctor(
             {"name": c.name, "status": str(c.status), "detail": c.detail, "fix": c.fix}
             for c in checks
         ]})  # fmt: skip
-    wrong = [check.name for check in checks if check.status == "fail"]
+    wrong = [check for check in checks if check.status == "fail"]
     if wrong:
-        output.warn(f"{len(wrong)} of {len(checks)} checks failed: {', '.join(wrong)}")
+        if not json:  # once more: the first of them may have left the screen
+            output.say("")
+            for check in wrong:
+                _show(check)
+        names = ", ".join(check.name for check in wrong)
+        output.warn(f"{len(wrong)} of {len(checks)} checks failed: {names}")
         raise typer.Exit(1)
 
 

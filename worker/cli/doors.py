@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cli import output
-from worker.model import NotFound, PostroomError
+from worker.model import NotFound, PostroomError, Unavailable
 
 if TYPE_CHECKING:
     from worker.runtime import Runtime
@@ -23,6 +23,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and 
 By = Annotated[str | None, typer.Option(help="Who does it [default: the login name].")]
 Why = Annotated[str | None, typer.Option(help="Why; it stands in the event.")]
 
+DOCTOR = "what to do: postroom doctor"
 NO_WORKER = "no worker is running; start one: celery -A worker worker -P threads"
 
 
@@ -75,8 +76,8 @@ def workers(rt: Runtime) -> int | None:
     try:
         return report.workers(rt.redis)
     except RedisError as error:
-        output.warn(f"Redis does not answer ({type(error).__name__}): whether a worker runs is "
-                    "not known")  # fmt: skip
+        output.warn(f"Redis does not answer ({type(error).__name__}): nothing is sent, and whether "
+                    f"a worker runs is not known; {DOCTOR}")  # fmt: skip
         return None
 
 
@@ -119,13 +120,13 @@ def login() -> str:
 def explain(error: Exception) -> str | None:
     """What is wrong, in one line without values that may be secret; None: it is a bug."""
     if isinstance(error, PostroomError):
-        return str(error)
+        return f"{error}; {DOCTOR}" if isinstance(error, Unavailable) else str(error)
     from redis.exceptions import RedisError
     from sqlalchemy.exc import DBAPIError
     from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
     if isinstance(error, RedisError):
-        return f"Redis does not answer ({type(error).__name__})"
+        return f"Redis does not answer ({type(error).__name__}); {DOCTOR}"
     if isinstance(error, DBAPIError | PoolTimeoutError):
         return f"the database refused ({type(getattr(error, 'orig', None) or error).__name__})"
     return None

@@ -13,6 +13,7 @@ from worker.client.asking import ask, known_id
 from worker.model import BatchState, InvalidMessages, Problem, State
 from worker.pages import report_page
 from worker.store.finding import Wanted
+from worker.store.retention import pseudonym
 
 if TYPE_CHECKING:
     from worker.runtime import Runtime
@@ -61,13 +62,16 @@ class Lists:
     ) -> dict[str, Any]:  # fmt: skip
         """One page of messages: {"messages": [...], "next": word or None}.
 
-        `to`: the first recipient, in any case. What was due last comes first, the messages of one
-        batch in the order of its input. `after`: the `next` of the page before. Raises
-        InvalidMessages, NotFound, Unavailable.
+        `to`: the first recipient, in any case, also where a purge left its pseudonym only. What was
+        due last comes first, the messages of one batch in the order of its input. `after`: the
+        `next` of the page before. Raises InvalidMessages, NotFound, Unavailable.
         """
         rt = self._runtime()
         chosen = None if state is None else _one_of(State, state, "state")
-        wanted = Wanted(to, chosen, code, None if batch_id is None else known_id(batch_id))
+        wanted = Wanted(
+            to=to, pseudonym=to and pseudonym(rt.settings.pseudonym_key())(to), state=chosen,
+            code=code, batch_id=None if batch_id is None else known_id(batch_id),
+        )  # fmt: skip
         found, following = ask(rt, lambda: rt.store.finding.messages(wanted, limit, after))
         return {"messages": found, "next": following}
 

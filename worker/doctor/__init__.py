@@ -27,6 +27,7 @@ _ORDER: tuple[Callable[[Visit], Iterator[Check]], ...] = (
     microsoft.mailbox,
     microsoft.outside,
     letter.letter,
+    service.mailboxes,
     service.limits,
     service.external,
     service.workers,

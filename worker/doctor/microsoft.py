@@ -193,7 +193,8 @@ def inside(address: str, outcome: Outcome) -> Check:
         return failed(
             name,
             f"{address} is outside the application's scope ({answer.code})",
-            f"add it to the group of the policy ({_SCOPE}){_PATIENCE}",
+            f"in Exchange: Add-DistributionGroupMember GROUP -Member {address}, with the group of "
+            f"the policy ({_SCOPE}){_PATIENCE}",
         )
     return failed(
         name,

@@ -33,7 +33,7 @@ def redis(visit: Visit) -> Iterator[Check]:
         yield failed(
             "redis",
             f"Redis does not answer ({type(error).__name__}: {_line(error)})",
-            "start it, or correct POSTROOM_REDIS_URL",
+            "start it (docker compose up -d redis), or correct POSTROOM_REDIS_URL",
         )
         return
     if info is None:
@@ -128,7 +128,8 @@ def database(visit: Visit) -> Iterator[Check]:
         yield failed("database", str(error), "set POSTROOM_DATABASE_URL")
         return
     except (Unavailable, DBAPIError, PoolTimeoutError) as error:
-        yield failed("database", _line(error), "start it, or correct POSTROOM_DATABASE_URL")
+        yield failed("database", _line(error), "start it (docker compose up -d postgres), or "
+                     "correct POSTROOM_DATABASE_URL")  # fmt: skip
         return
     kind = visit.rt.store.engine.dialect.name
     yield passed("database", f"{kind} answers")

@@ -4,27 +4,107 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
 from worker import report
 from worker.doctor.values import Check, Visit, failed, passed, skipped, warned
+from worker.limits import Limit, Limits, Rate
+from worker.store.mailboxes import BY_OPERATOR
 
 #: Where Flower listens if nobody says otherwise.
 FLOWER = "http://127.0.0.1:5555"
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _START = "celery -A worker worker -P threads -c 32"
+#: What Microsoft allows a mailbox; more is throttled, or bounces without a word to the sender.
+#: https://learn.microsoft.com/graph/throttling-limits
+#: https://learn.microsoft.com/office365/servicedescriptions/exchange-online-service-description/exchange-online-limits
+_ALLOWED: Mapping[Limit, Rate] = {
+    Limit.REQUESTS: Rate(10_000, timedelta(minutes=10)),
+    Limit.RECIPIENTS: Rate(10_000, timedelta(hours=24)),
+    Limit.UPLOAD: Rate(150_000_000, timedelta(minutes=5)),
+}
+_DAY = timedelta(hours=24)
+
+
+def mailboxes(visit: Visit) -> Iterator[Check]:
+    """Those from which nothing is sent until somebody mends something."""
+    name = "mailboxes"
+    if not visit.tables_work:
+        yield skipped(name, "the database has no tables")
+        return
+    suspended = [one for one in visit.rt.store.mailboxes.all() if one["since"]]
+    if not suspended:
+        yield passed(name, "none is suspended")
+        return
+    first = suspended[0]
+    others = f"; and {len(suspended) - 1} more" if len(suspended) > 1 else ""
+    detail = f"{first['mailbox']} is suspended: {first['reason']} ({first['code']}){others}"
+    resume = f"run: postroom mailbox resume {first['mailbox']}"
+    if first["code"] == BY_OPERATOR:
+        yield warned(name, detail, resume)
+    elif (visit.mailbox or "").lower() != first["mailbox"]:
+        yield failed(name, detail, f"run: postroom doctor --mailbox {first['mailbox']}")
+    elif visit.admitted:
+        yield failed(name, detail, f"it may send now; {resume}")
+    else:
+        yield failed(name, detail, "mend what stands at mailbox; it is tried again by itself")
 
 
 def limits(visit: Visit) -> Iterator[Check]:
-    """Pools that cannot work, or that share what they seem to have alone."""
+    """Limits above Microsoft's; then pools that cannot work, or share what they seem to have."""
     name = "limits"
     if not visit.tables_work:
         yield skipped(name, "the database has no tables")
         return
-    pools = visit.rt.pools()
+    pools, base = visit.rt.pools(), visit.rt.settings.limits
+    own = {one["mailbox"]: base.changed(one["limits"] or {})
+           for one in visit.rt.store.mailboxes.all()}  # fmt: skip
+    above = [*_above("the settings", base), *(a for m in own for a in _above(m, own[m], base))]
+    if above:
+        yield warned(name, "; ".join(above), "lower POSTROOM_MAILBOX_..._RATE, or: postroom "
+                     "mailbox set MAILBOX --recipient-rate default")  # fmt: skip
+    problems = _of_pools(pools)
+    if problems:
+        yield warned(
+            name,
+            "; ".join(sorted(problems)),
+            "set the pools anew: postroom pool set NAME MAILBOX...",
+        )
+    elif not above:
+        told = [f"pool {pool}: {_capacity([own.get(m, base) for m in members])}"
+                for pool, members in sorted(pools.items())]  # fmt: skip
+        yield passed(name, "; ".join([f"{base.slots} requests at once per mailbox", *told]))
+
+
+def _above(whose: str, held: Limits, base: Limits | None = None) -> Iterator[str]:
+    """The limits that let pass more than Microsoft does; where they are not those of `base`."""
+    for limit, allowed in _ALLOWED.items():
+        rate = held.rate(limit)
+        if base is not None and rate == base.rate(limit):
+            continue
+        if rate is None or _most(rate, allowed.span) > allowed.amount:
+            yield f"{whose}: {limit} {rate or 'off'}, but Microsoft allows {allowed}"
+
+
+def _most(rate: Rate, span: timedelta) -> int:
+    """What a rate lets pass in any such time."""
+    return rate.amount * max(1, -(-span // rate.span))
+
+
+def _capacity(members: Sequence[Limits]) -> str:
+    """What the mailboxes of a pool can do together."""
+    rates = [one.recipients for one in members]
+    if not all(rates):
+        return f"{len(members)} mailboxes"
+    a_day = sum(_most(rate, _DAY) for rate in rates if rate)
+    return f"{len(members)} mailboxes, {a_day:,} recipients a day"
+
+
+def _of_pools(pools: Mapping[str, Sequence[str]]) -> list[str]:
     problems = [f"pool {pool} has no mailbox" for pool, members in pools.items() if not members]
     shared = Counter(one for members in pools.values() for one in members)
     problems += [
@@ -35,21 +115,7 @@ def limits(visit: Visit) -> Iterator[Check]:
         for one in shared
         if one.endswith(".onmicrosoft.com")
     ]
-    if problems:
-        yield warned(
-            name,
-            "; ".join(sorted(problems)),
-            "set the pools anew: postroom pool set NAME MAILBOX...",
-        )
-        return
-    told = "; ".join(
-        f"pool {pool}: {len(members)} mailboxes" for pool, members in sorted(pools.items())
-    )
-    yield passed(
-        name,
-        f"{visit.rt.settings.mailbox_concurrency} requests at once per mailbox"
-        + (f"; {told}" if told else ""),
-    )
+    return problems
 
 
 def external(visit: Visit) -> Iterator[Check]:

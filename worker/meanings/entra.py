@@ -16,7 +16,8 @@ _LATER = Meaning("Entra is busy.", "Nothing to mend: run the doctor again in a m
 ENTRA: Mapping[str, Meaning] = {
     "AADSTS7000215": Meaning(
         "The client secret is wrong; often the secret's id was copied instead of its value.",
-        "Set POSTROOM_CLIENT_SECRET to the secret's Value, shown only once; else make a new one.",
+        "Set POSTROOM_CLIENT_SECRET to the secret's Value, or make a new one "
+        "(docs/entra-setup.md, step 4).",
     ),
     "AADSTS7000222": Meaning("The client secret has expired.", _RENEW),
     "AADSTS7000218": Meaning("No client secret or certificate was sent.", _RENEW),

@@ -27,6 +27,7 @@ class Wanted:
     """What messages are looked for; None: any."""
 
     to: str | None = None  #: the first recipient, in any case
+    pseudonym: str | None = None  #: what a purge has left of that address
     state: State | None = None
     code: str | None = None
     batch_id: str | None = None
@@ -100,7 +101,8 @@ def _asked(wanted: Wanted) -> list[ColumnElement[bool]]:
     if wanted.batch_id is not None:
         asked.append(m.batch_id == wanted.batch_id)
     if wanted.to is not None:
-        asked.append(func.lower(m.recipient) == wanted.to.lower())
+        left = [wanted.to.lower(), *([wanted.pseudonym] if wanted.pseudonym else [])]
+        asked.append(func.lower(m.recipient).in_(left))
     if wanted.state is not None:
         asked.append(is_in(wanted.state))
         if wanted.state not in _BUSY:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import ColumnElement, Connection, func, select, text
 
 from worker.model import State
 from worker.store.schema import attempts, messages
@@ -13,6 +13,9 @@ from worker.store.transactions import Transactions
 
 #: States of which the report says why.
 _TOLD = (State.FAILED, State.UNKNOWN, State.EXPIRED, State.SUPPRESSED, State.CANCELLED)
+#: So many codes a status names; a batch seldom has more than two.
+MOST_CODES = 5
+_UNTOLD = {"mailbox": None, "detail": None}
 
 
 class Summaries(Transactions):
@@ -33,6 +36,36 @@ class Summaries(Transactions):
                 "seconds": _mean(answers),
                 "rest": sum(row.rest or 0 for row in answers),
             }
+
+    def trouble(self, batch_id: str) -> list[dict[str, Any]]:
+        """Why messages failed or are unknown: state, code, how many; and of the first of each its
+        position, mailbox, and what was said. The most first.
+        """
+        m = messages.c
+        with self._reading() as connection:
+            found = connection.execute(
+                select(
+                    m.state, m.error_code.label("code"), func.count().label("count"),
+                    func.min(m.position).label("position"),
+                )
+                .where(m.batch_id == batch_id, text("state IN ('failed', 'unknown')"))
+                .group_by(m.state, m.error_code)
+                .order_by(func.count().desc(), m.state, m.error_code)
+                .limit(MOST_CODES)
+            ).mappings().all()  # fmt: skip
+            return [dict(one) | _first(connection, batch_id, one["position"]) for one in found]
+
+
+def _first(connection: Connection, batch_id: str, position: int) -> dict[str, Any]:
+    """What was said of one message at last: mailbox, detail."""
+    row = connection.execute(
+        select(attempts.c.mailbox, attempts.c.detail)
+        .join(messages, messages.c.id == attempts.c.message_id)
+        .where(messages.c.batch_id == batch_id, messages.c.position == position)
+        .order_by(attempts.c.fence.desc(), attempts.c.late.desc())
+        .limit(1)
+    ).first()
+    return {"mailbox": row.mailbox, "detail": row.detail} if row else _UNTOLD
 
 
 def _minutes(connection: Connection, batch_id: str, dialect: str) -> list[tuple[datetime, int]]:

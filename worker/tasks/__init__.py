@@ -113,9 +113,13 @@ def finish(batch_id: str) -> dict[str, Any]:
 
 
 def _trouble(batch_id: str, name: str | None, told: Mapping[str, int]) -> str:
-    counts = ", ".join(f"{n} {state}" for state, n in told.items())
-    unknown = " --include-unknown" if State.FAILED not in told else ""
-    return f"{name or 'batch'}: {counts}; to send again: postroom batch retry {batch_id}{unknown}"
+    parts = [f"{name or 'batch'}: " + ", ".join(f"{n} {state}" for state, n in told.items())]
+    if State.FAILED in told:
+        parts.append(f"to send again: postroom batch retry {batch_id}")
+    if State.UNKNOWN in told:  # a retry could send them twice: a look at the mailbox comes first
+        which = f"postroom message find --batch {batch_id} --state unknown"
+        parts.append(f"to settle: {which}, then postroom batch settle {batch_id} --as ...")
+    return "; ".join(parts)
 
 
 @app.task(name="postroom.retry_batch", base=Discreet)
