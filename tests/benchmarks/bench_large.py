@@ -4,8 +4,8 @@
 
 One batch of so many queued messages for a pool of 200 mailboxes, beside a paused batch of half as
 many, in PostgreSQL, written by SQL. Then each step is taken fifty times; medians, in milliseconds.
-Exit status 1 where the cost at the most rows is over 1.5 times that at the fewest (a status may grow
-to 200 ms), or where a message takes a kilobyte or more of SQL.
+Exit status 1 where the cost at the most rows is over 1.5 times that at the fewest (a status may
+take 200 ms), or where a message takes a kilobyte or more of SQL.
 """
 
 from __future__ import annotations

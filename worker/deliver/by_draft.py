@@ -102,7 +102,10 @@ class ByDraft:
         if (failed := went_wrong(reply)) is not None:
             return failed
         self.found = True
-        return None if document(reply).get("isDraft") else Accepted(reply.answer)
+        is_draft = document(reply).get("isDraft")
+        if not isinstance(is_draft, bool):  # cut, or not Graph's: it proves nothing
+            return NotSent(replace(reply.answer, detail="whether the draft was sent did not come"))
+        return None if is_draft else Accepted(reply.answer)
 
     async def _search(self) -> Outcome | None:
         reply = await self._ask(self._drafts.find, self.mailbox, self._id)
@@ -262,9 +265,12 @@ class ByDraft:
             if isinstance(reply.outcome, Throttled) or reply.answer.code in HELD_BACK:
                 return reply.outcome, None
             if reply.answer.status not in {200, 201, 202}:
-                return None, None
-            last = reply.answer.status == 201
-            start = size if last else next_start(reply) or start + len(content)
+                return (went_wrong(reply) if reply.answer.retry_after else None), None
+            if reply.answer.status == 201:
+                break
+            start = next_start(reply) or start + len(content)
+            # Only 201 says that the attachment is there: after anything else they are counted.
+            self.found |= start >= size
         return await self._note(draft_id=self.draft_id), size
 
     # ---- requests ------------------------------------------------------------------------------
