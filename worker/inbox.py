@@ -175,6 +175,15 @@ class Inbox:
                   "why": why}  # fmt: skip
         self._redis.xadd(ASIDE, fields)
 
+    def head(self, batch_id: str) -> dict[str, Any] | None:
+        """As `batch`, without what grows with its chunks: arrived and numbers."""
+        names = ("head", "digest", "chunks", "messages")
+        head, digest, chunks, total = self._redis.hmget(_key(batch_id), names)
+        if head is None:
+            return None
+        return {"head": json.loads(head), "digest": _text(digest), "chunks": int(chunks),
+                "messages": int(total)}  # fmt: skip
+
     def batch(self, batch_id: str) -> dict[str, Any] | None:
         """What Redis knows of a batch, or None.
 

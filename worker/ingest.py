@@ -77,7 +77,7 @@ def _take_in(
 
     `trouble`: why they are not to be read.
     """
-    heads = {e.batch_id: _head(inbox, e, max_age) for e in entries}
+    heads = {b: _head(inbox, b, max_age) for b in {e.batch_id for e in entries}}
     known = {batch_id: head for batch_id, head in heads.items() if head is not None}
     chunks = [_chunk(inbox, e, trouble) for e in entries if e.batch_id in known and not e.trouble]
     try:
@@ -139,11 +139,11 @@ def _first(inbox: Inbox, entry: Entry) -> int:
     return 1 + sum(count for number, count in known.items() if number < entry.number)
 
 
-def _head(inbox: Inbox, entry: Entry, max_age: timedelta) -> Head | None:
-    """The head of an entry's batch; None where there is none that can be read."""
+def _head(inbox: Inbox, batch_id: str, max_age: timedelta) -> Head | None:
+    """The head of a batch; None where there is none that can be read."""
     try:
-        known = inbox.batch(str(uuid.UUID(entry.batch_id)))
-        return Head.of(entry.batch_id, known, max_age) if known else None
+        known = inbox.head(str(uuid.UUID(batch_id)))
+        return Head.of(batch_id, known, max_age) if known else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
