@@ -9,7 +9,7 @@ from sqlalchemy import Connection, func, literal, or_, select
 from worker.model import BatchState, State
 from worker.store.clock import after
 from worker.store.mailboxes import POSTROOM
-from worker.store.schema import attempts, batches, chunks, events, messages
+from worker.store.schema import attempts, batches, chunks, events, is_in, messages
 
 #: How many rows an export reads in one go.
 PAGE = 1000
@@ -73,7 +73,9 @@ def _rate(connection: Connection, batch_id: str) -> int:
     """Messages sent in the last minute."""
     return connection.execute(
         select(func.count()).where(
-            messages.c.batch_id == batch_id, messages.c.sent_at > after(literal(-60.0))
+            messages.c.batch_id == batch_id,
+            is_in(State.SENT),
+            messages.c.sent_at > after(literal(-60.0)),
         )
     ).scalar_one()
 

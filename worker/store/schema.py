@@ -170,7 +170,7 @@ messages = Table(
     _partial("ix_messages_due", "state = 'queued'", "queue_id", "due_at", "position"),
     _partial("ix_messages_leases", "state = 'sending'", "lease_until"),
     _partial("ix_messages_looks", "state = 'unknown'", "look_at"),
-    _partial("ix_messages_trouble", "state IN ('failed', 'unknown')", "batch_id", "state"),
+    Index("ix_messages_batch_state", "batch_id", "state", "sent_at"),  # counts, and the rate
     # For `message find`: by address, by what seldom happens, by code, and else the newest first.
     Index("ix_messages_recipient", func.lower(text("recipient"))),
     Index("ix_messages_when", "due_at", "id"),
