@@ -78,6 +78,7 @@ def make_engine(
             connect_args={"options": POSTGRES_OPTIONS, "connect_timeout": 2} | POSTGRES_LIFE,
         )
         _ping_the_idle(engine)
+        _leave_the_read_only(engine)
         if patience is not None:
             limit(engine, patience)
     elif backend == "sqlite":
@@ -114,6 +115,17 @@ def _ping_the_idle(engine: Engine) -> None:
             engine.dialect.do_ping(connection)
         except psycopg.Error as error:
             raise InvalidatePoolError from error  # the pool connects anew
+
+
+def _leave_the_read_only(engine: Engine) -> None:
+    """A server that only reads is no longer the one to write to: after a failover the name leads
+    elsewhere, and a connection that is kept would lead to the old one for ever.
+    """
+
+    @event.listens_for(engine, "handle_error")
+    def _note(context: Any) -> None:
+        if isinstance(context.original_exception, psycopg.errors.ReadOnlySqlTransaction):
+            context.is_disconnect = True
 
 
 def _make_sqlite_safe(engine: Engine) -> None:
