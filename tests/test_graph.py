@@ -319,6 +319,32 @@ def test_a_kept_connection_that_dies_under_a_request_is_doubt_too(authority):
     assert (requests, connections) == (2, 1)
 
 
+def test_an_answer_that_nobody_asked_for_is_not_the_next_ones(authority):
+    """A second 202 comes on a connection that lies idle: the next request is not taken for sent."""
+
+    async def one_too_many():
+        late = asyncio.Event()
+
+        async def twice(writer):
+            writer.write(OK)
+            await writer.drain()
+            await late.wait()
+            writer.write(OK)
+
+        async with Server(authority, twice) as server, opened(graph_for(server)) as graph:
+            assert isinstance(await send(graph), Accepted)
+            [[(protocol, _)]] = graph._wire._transport.client.connector._conns.values()
+            late.set()
+            while not protocol._buffer:
+                await asyncio.sleep(0.01)  # its bytes are on the way
+            server.answer = http(429)
+            return await send(graph), len(server.requests)
+
+    outcome, requests = asyncio.run(asyncio.wait_for(one_too_many(), 20))
+    assert isinstance(outcome, Throttled), outcome
+    assert requests == 2
+
+
 def test_an_answer_that_never_comes_is_doubt_after_the_request_timeout(authority):
     """One limit for all of it."""
     outcome = asyncio.run(answered(authority, hang, request_timeout=timedelta(seconds=0.5)))
@@ -379,6 +405,21 @@ def test_the_answer_keeps_what_people_need_and_no_address(authority):
     assert (answer.status, answer.code, answer.request_id) == (404, "ErrorInvalidUser", "from-body")
     assert answer.detail.startswith("Mailbox (address) is gone.")
     assert len(answer.detail) == 300
+
+
+def test_what_an_answer_says_is_one_line_without_addresses_and_tokens(authority):
+    """Codes and ids go into the log as they are: nobody else's lines, addresses or secrets may."""
+    hostile = "ann@example.org\nERROR: forged"
+    token = "eyJ0eXAi.eyJhdWQi.c2ln"
+    error = {
+        "code": hostile,
+        "message": f"Bearer 0paque/t= or {token} is t0ken",
+        "innerError": {"request-id": hostile},
+    }
+    outcome = asyncio.run(answered(authority, http(400, json.dumps({"error": error}).encode())))
+    answer = outcome.answer
+    assert answer.code == answer.request_id == "(address) ERROR: forged"
+    assert answer.detail == "Bearer (token) or (token) is t0ken"
 
 
 def test_retry_after_is_held_against_the_answers_own_date(authority):

@@ -53,6 +53,11 @@ def enqueue(rt: Runtime, count: int = 450) -> str:
     return Client(lambda: rt).enqueue(mails, sender=SENDER).batch_id
 
 
+def rows(content: Any, recipients: int = 1) -> bytes:
+    """The body of the second of three chunks, all of whose messages are the same."""
+    return json.dumps([[n, recipients, "a@b.example", content] for n in range(201, 401)]).encode()
+
+
 def take_in(rt: Runtime, store: Store | None = None) -> dict[str, int]:
     return ingest(
         rt.inbox, store or rt.store, consumer="test", max_age=timedelta(hours=1),
@@ -79,8 +84,10 @@ def at_rest(rt: Runtime) -> bool:
 @pytest.mark.parametrize(
     "body",
     [b"[[201, 1, null", b"\xff\xfe", b"{}", b"[]", b"[" * 100_000, b'[[201,1,"a",5]]',
-     json.dumps([[n, 10**30, "a@b.example", {}] for n in range(201, 401)]).encode()],
-    ids=["cut", "bytes", "object", "empty", "deep", "shape", "too many recipients"],
+     rows({"to": [{"address": "a@b.example"}]}, recipients=10**30), rows({}), rows({"to": [7]}),
+     rows({"to": "a@b.example"}), rows({"to": [{"name": "Ann"}]})],
+    ids=["cut", "bytes", "object", "empty", "deep", "shape", "too many recipients", "to nobody",
+         "number", "text", "name"],
 )  # fmt: skip
 def test_a_chunk_that_cannot_be_read_ends_as_failed_rows(rt: Runtime, kit: Kit, body: bytes):
     """Each of its messages is one, at its place, with the reason on the audit; the batch is whole
@@ -92,7 +99,7 @@ def test_a_chunk_that_cannot_be_read_ends_as_failed_rows(rt: Runtime, kit: Kit, 
 @postgresql_only
 def test_a_chunk_that_the_database_refuses_ends_as_failed_rows(rt: Runtime, kit: Kit):
     """PostgreSQL takes no NUL in a JSON: the one chunk with it ends, and the others go."""
-    body = json.dumps([[n, 1, "a@b.example", {"text": "\0"}] for n in range(201, 401)]).encode()
+    body = rows({"to": [{"address": "a@b.example"}], "text": "\0"})
     assert_ends_as_failed(rt, kit, body, "the database refuses what it holds")
 
 

@@ -319,7 +319,6 @@ def test_what_kills_its_worker_is_not_queued_again(world: World) -> None:
         ({"kind": "reset_before"}, 120),
         ({"kind": "garbage"}, 120),
         ({"kind": "cut_after_status"}, 120),
-        ({"kind": "status", "status": 503, "headers": {"Retry-After": "400"}}, 400),
     ],
 )
 def test_a_look_that_goes_wrong_says_nothing(
@@ -337,6 +336,19 @@ def test_a_look_that_goes_wrong_says_nothing(
     assert world.looks(one) == [(MAILBOX, "trouble")]
     world.due(one)
     assert world.settle(on_unknown=OnUnknown.RECONCILE) == {"requeued": 1}
+
+
+def test_a_look_that_is_told_to_wait_is_the_last_one(world: World) -> None:
+    """503 with a Retry-After: nobody asks before, not for the messages beside it either."""
+    _, ids = world.batch(3)
+    world.simulator.fault("status", 0, operation="read", headers={"Retry-After": "400"})
+    assert world.settle() == {"postponed": 2, "trouble": 1}
+    for one in ids:
+        again = (world.kit.message(one)["look_at"] - datetime.now(UTC)).total_seconds()
+        assert 380 < again <= 400
+        world.due(one)
+    assert world.settle() == {"postponed": 3}
+    assert world.asked() == Counter({MAILBOX: 1})
 
 
 def test_a_look_that_is_throttled_cools_the_mailbox_down(world: World) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from worker.inbox import Entry, Inbox
+from worker.staging import addresses
 from worker.store import Chunk, Head, Store
 from worker.store.retrying import is_of_the_data, name_of
 
@@ -130,7 +131,17 @@ def _is_row(row: Any) -> bool:
         and 0 < row[1] < 2**15
         and (row[2] is None or isinstance(row[2], str))
         and isinstance(row[3], Mapping)
+        and _goes_somewhere(row[3])
     )
+
+
+def _goes_somewhere(content: Mapping[str, Any]) -> bool:
+    """Whether recipients can be read from it: what comes later relies on them."""
+    try:
+        found = addresses(content)
+    except (KeyError, TypeError):
+        return False
+    return bool(found) and all(isinstance(one, str) for one in found)
 
 
 def _first(inbox: Inbox, entry: Entry) -> int:

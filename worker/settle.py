@@ -182,7 +182,7 @@ class _Round:
     async def _warn(self, mailbox: str, look: Look, token: Token) -> None:
         """Tells the lanes what they must know as well."""
         answer = look.answer
-        if answer.status == 429:
+        if answer.status == 429 or answer.retry_after:
             rest = min(max(answer.retry_after or 10 * SECOND, SECOND), HOUR)
             await self.deps.gate.cool(mailbox, rest)
         elif answer.status == 401:

@@ -12,6 +12,7 @@ from worker.graph import payload
 from worker.limits import Cost, outside
 from worker.model import Answer, Due, Rejected
 from worker.staging import NO_STAGING, RCPT_POLICY, Staging, addresses, refusal, staged
+from worker.store.arrivals import UNREADABLE
 
 
 def prepare(
@@ -20,12 +21,23 @@ def prepare(
 ) -> Prepared:  # fmt: skip
     """The request of a message; what may not be sent at all is the message's own rejection."""
     try:
-        shown = templates.render(template, due.content)
-        if staging:
-            due, shown = _staged(staging, due, shown)
+        return _prepared(due, template, shared, internal, staging)
     except templates.TemplateProblem as problem:
         refused = Rejected(Answer(code=problem.code, detail=problem.detail))
-        return Prepared(due, shared, b"", Cost(0), refused)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # No producer of ours wrote it. It must not stop what is due behind it.
+        detail = f"what lies in the database is no message ({type(error).__name__})"
+        refused = Rejected(Answer(code=UNREADABLE, detail=detail))
+    return Prepared(due, shared, b"", Cost(0), refused)
+
+
+def _prepared(
+    due: Due, template: Mapping[str, Any] | None, shared: bool, internal: frozenset[str],
+    staging: Staging,
+) -> Prepared:  # fmt: skip
+    shown = templates.render(template, due.content)
+    if staging:
+        due, shown = _staged(staging, due, shown)
     content = due.content
     body = payload(
         content, message_id=due.id, subject=shown.subject, html=shown.html, text=shown.text

@@ -13,6 +13,8 @@ import httpx
 from worker.model import Answer
 from worker.policy import BY_CODE, retry_after
 
+#: A signed token, and whatever is said to bear something.
+_TOKEN = re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*|(?<=\bBearer )[\w.~+/=-]+")
 _ADDRESS = re.compile(r"[^\s<>()'\":;,]+@[^\s<>()'\":;,]+")
 
 
@@ -29,7 +31,7 @@ def answer_of(
         status=response.status_code,
         code=_code(errors),
         detail=for_people(detail) if detail else None,
-        request_id=request_id[:100] if request_id else None,
+        request_id=for_people(request_id)[:100] if request_id else None,
         client_request_id=client_request_id,
         retry_after=retry_after(headers.get("retry-after"), headers.get("date")),
         duration=took,
@@ -55,7 +57,7 @@ def _code(errors: Sequence[Mapping[str, Any]]) -> str | None:
     codes = [c for e in errors if isinstance(c := e.get("code"), str) and c]
     known = [c for c in codes if c in BY_CODE]
     code = known[-1] if known else next(iter(codes), None)
-    return code[:100] if code else None
+    return for_people(code)[:100] if code else None
 
 
 def _first(errors: Sequence[Mapping[str, Any]], key: str) -> str | None:
@@ -63,5 +65,6 @@ def _first(errors: Sequence[Mapping[str, Any]], key: str) -> str | None:
 
 
 def for_people(text: str) -> str:
-    """One line of at most 300 characters, without mail addresses."""
-    return _ADDRESS.sub("(address)", " ".join(text[:2000].split()))[:300]
+    """One line of at most 300 characters, without mail addresses and tokens."""
+    line = _TOKEN.sub("(token)", " ".join(text[:2000].split()))
+    return _ADDRESS.sub("(address)", line)[:300]

@@ -37,6 +37,13 @@ class Connection(ResponseHandler):
             self._head += data[:_KEPT]
         super().data_received(data)
 
+    def is_connected(self) -> bool:
+        """Whether a request may go out on it: not where an answer came that nobody asked for.
+
+        aiohttp would take it for the answer to the next request.
+        """
+        return super().is_connected() and not self._buffer and not self._tail
+
     def accepted(self) -> int | None:
         """202 if the whole status line of the answer has come and says so, else None."""
         found = _ACCEPTED.match(self._head)

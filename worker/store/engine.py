@@ -37,9 +37,6 @@ POSTGRES_OPTIONS = (
     " -c client_encoding=utf8"  # a database in SQL_ASCII would answer in bytes
 )
 
-#: PostgreSQL's SQLSTATE for a write where only reading is allowed.
-READ_ONLY = "25006"
-
 #: A connection that nobody used for so long is asked whether it still lives, in seconds.
 IDLE = 1.0
 
@@ -121,13 +118,13 @@ def _ping_the_idle(engine: Engine) -> None:
 
 
 def _leave_the_read_only(engine: Engine) -> None:
-    """After a failover a connection may still lead to the old primary, which answers and takes
-    nothing: it counts as lost, so that the next try asks anew where the primary is.
+    """A server that only reads is no longer the one to write to: after a failover the name leads
+    elsewhere, and a connection that is kept would lead to the old one for ever.
     """
 
     @event.listens_for(engine, "handle_error")
-    def _look(context: Any) -> None:
-        if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
+    def _note(context: Any) -> None:
+        if isinstance(context.original_exception, psycopg.errors.ReadOnlySqlTransaction):
             context.is_disconnect = True
 
 

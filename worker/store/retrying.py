@@ -63,5 +63,11 @@ def patiently(work: Callable[[], T], *, chance: Callable[[], float]) -> T:
 
 
 def name_of(error: Exception) -> str:
-    """An error's name for the log; never its text, which may hold values."""
-    return type(getattr(error, "orig", None) or error).__name__
+    """An error's name for the log; never its text, which may hold values.
+
+    PostgreSQL's have a class each (DiskFull, DeadlockDetected); SQLite's have a code.
+    """
+    if isinstance(error, PoolTimeoutError):
+        return "all connections of the pool are taken"
+    cause = getattr(error, "orig", None) or error
+    return getattr(cause, "sqlite_errorname", None) or type(cause).__name__

@@ -25,6 +25,7 @@ from worker.doctor.values import Status, Visit
 from worker.report import ALIVE
 from worker.runtime import Runtime
 from worker.standstill import Standstill
+from worker.store.retrying import name_of
 from worker.tasks.process import LANDING
 from worker.tasks.ringing import never_heard
 from worker.tasks.work import run_ingest, run_lane, run_settle, run_sweep
@@ -46,7 +47,7 @@ def _quietly(work: Callable[[], Any]) -> None:
     try:
         work()
     except (RedisError, SQLAlchemyError, OSError) as error:
-        log.warning("%s: trying again", type(error).__name__)
+        log.warning("%s: trying again", name_of(error))
     except Exception:
         log.exception("a chore failed, and will be tried again")
 

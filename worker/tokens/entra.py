@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import ssl
+import threading
+import time
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -14,6 +17,10 @@ from worker.credentials import MANAGED, SYSTEM, Credential
 from worker.policy import retry_after
 
 HTTP_TIMEOUT = 10.0  # seconds, for each of connecting, writing, reading
+IN_ALL = 20.0  # seconds for a whole answer, however slowly it drips
+MOST = 256 * 1024  # bytes of an answer
+#: No token counts for longer: no database could tell when it ends.
+LONGEST = timedelta(days=3650)
 #: First and longest wait after a refusal, and after a failure that passes by itself.
 REFUSED = (timedelta(seconds=30), timedelta(minutes=15))
 PASSING = (timedelta(seconds=1), timedelta(seconds=30))
@@ -63,7 +70,7 @@ class Entra:
         try:
             result = self._ask()
             if "access_token" in result:
-                return str(result["access_token"]), timedelta(seconds=int(result["expires_in"]))
+                return _usable(result)
         except Exception as error:  # noqa: BLE001  # MSAL documents none: httpx's, ValueError, ...
             raise self._failed({}, error) from None
         raise self._failed(result, None)
@@ -133,6 +140,24 @@ class Entra:
         return (detail.splitlines() or [""])[0][:300]
 
 
+class UnusableToken(ValueError):
+    """Entra gave something that is no token, or none that could be used."""
+
+
+def _usable(result: Mapping[str, Any]) -> tuple[str, timedelta]:
+    """The token of a good answer, and how long it lives. Raises UnusableToken."""
+    value, life = result["access_token"], result.get("expires_in")
+    if not isinstance(value, str) or not value.isascii() or not value.isprintable() or not value:
+        raise UnusableToken("the access_token that Entra gave is no token")
+    try:
+        seconds = int(life or 0)
+    except (TypeError, ValueError, OverflowError):
+        seconds = 0
+    if seconds <= 0:
+        raise UnusableToken("the token that Entra gave has ended already, or never says when")
+    return value, min(timedelta(seconds=min(seconds, 2**32)), LONGEST)
+
+
 class _HttpForMsal:
     """What MSAL asks of an HTTP client, given by httpx; remembers the last answer.
 
@@ -140,14 +165,12 @@ class _HttpForMsal:
     """
 
     def __init__(self, ca_bundle: str | None) -> None:
-        trust = ssl.create_default_context(cafile=ca_bundle) if ca_bundle else True
-        self._client = httpx.Client(verify=trust, timeout=HTTP_TIMEOUT)
+        self._trust = ssl.create_default_context(cafile=ca_bundle) if ca_bundle else True
+        self._client = self._make_client()
         self.last: httpx.Response | None = None
 
     def get(self, url: str, params: Any = None, headers: Any = None, **_: Any) -> httpx.Response:
-        self.last = None
-        self.last = self._client.get(url, params=params, headers=headers)
-        return self.last
+        return self._ask("GET", url, params=params, headers=headers)
 
     def post(
         self, url: str, params: Any = None, data: Any = None, headers: Any = None, **_: Any
@@ -155,12 +178,53 @@ class _HttpForMsal:
         # MSAL gives an assertion as bytes, of which httpx would make the text "b'...'".
         form = {k: v.decode() if isinstance(v, bytes) else v for k, v in (data or {}).items()}
         form = {k: v for k, v in form.items() if v is not None}
-        self.last = None
-        self.last = self._client.post(url, params=params, data=form, headers=headers)
-        return self.last
+        return self._ask("POST", url, params=params, data=form, headers=headers)
 
     def close(self) -> None:
         self._client.close()
+
+    def _make_client(self) -> httpx.Client:
+        return httpx.Client(verify=self._trust, timeout=HTTP_TIMEOUT)
+
+    def _ask(self, method: str, url: str, **given: Any) -> httpx.Response:
+        """In a thread of its own: httpx limits each read, and a server that drips has no end."""
+        self.last = None
+        client, end = self._client, time.monotonic() + IN_ALL
+        answer: queue.SimpleQueue[httpx.Response | Exception] = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                answer.put(_whole(client, end, method, url, given))
+            except Exception as error:  # noqa: BLE001  # it is raised where it is waited for
+                answer.put(error)
+
+        threading.Thread(target=ask, name="postroom-entra", daemon=True).start()
+        try:
+            said = answer.get(timeout=IN_ALL)
+        except queue.Empty:
+            self._client = self._make_client()  # what still drips keeps the old one
+            raise httpx.ReadTimeout(f"no whole answer within {IN_ALL:g} seconds") from None
+        if isinstance(said, Exception):
+            raise said
+        self.last = said
+        return said
+
+
+def _whole(
+    client: httpx.Client, end: float, method: str, url: str, given: Mapping[str, Any]
+) -> httpx.Response:
+    """The answer with its body. Raises httpx.ReadError where that is huge or comes too late."""
+    content = bytearray()
+    with client.stream(method, url, **given) as response:
+        for piece in response.iter_bytes():
+            content += piece
+            if len(content) > MOST or time.monotonic() > end:
+                raise httpx.ReadError("the answer does not end")
+    coded = {"content-encoding", "content-length", "transfer-encoding"}
+    headers = [(k, v) for k, v in response.headers.multi_items() if k not in coded]
+    return httpx.Response(
+        response.status_code, headers=headers, content=bytes(content), request=response.request
+    )
 
 
 def _json(response: httpx.Response | None) -> Mapping[str, Any]:
