@@ -85,7 +85,6 @@ def test_files_and_inline_images_arrive_as_they_were(post: Post, root: Path) -> 
     assert found["body"]["content"] == '<img src="cid:logo@contoso">'
 
 
-@SQLITE
 def test_a_content_is_stored_once_and_travels_once(post: Post) -> None:
     """Fifty messages and two batches share a logo: one content in SQL, one in Redis."""
     logo = os.urandom(PART + 5)
@@ -106,7 +105,6 @@ def test_a_content_is_stored_once_and_travels_once(post: Post) -> None:
     assert [attached(m)[0][2] == logo for m in post.mails(first.batch_id)] == [True] * 50
 
 
-@SQLITE
 def test_the_file_is_taken_as_it_was_when_it_was_enqueued(post: Post, root: Path) -> None:
     """What becomes of the file afterwards changes nothing."""
     (root / "a.txt").write_bytes(b"then")
@@ -125,8 +123,8 @@ def test_the_file_is_taken_as_it_was_when_it_was_enqueued(post: Post, root: Path
         ("absent.txt", "ATT_MISSING"), ("june", "ATT_MISSING"), ("june/absent.txt", "ATT_MISSING"),
         ("/etc/hostname", "ATT_PATH"), ("../secret", "ATT_PATH"), ("june/../../secret", "ATT_PATH"),
         ("link", "ATT_LINK"), ("way/secret", "ATT_LINK"), ("", "ATT_PATH"), (".", "ATT_PATH"),
-        ("pipe", "ATT_MISSING"), ("a\x00b", "TYPE"), (b"bytes", "TYPE"), ("empty", "ATT_EMPTY"),
-        ("large", "ATT_SIZE"), (f"{'x' * 300}", "ATT_MISSING"),
+        ("pipe", "ATT_MISSING"), ("a\x00b", "CTRL_CHAR"), (b"bytes", "TYPE"),
+        ("empty", "ATT_EMPTY"), ("large", "ATT_SIZE"), (f"{'x' * 300}", "ATT_MISSING"),
     ],
 )  # fmt: skip
 def test_a_path_leads_nowhere_but_below_the_root(
@@ -148,11 +146,11 @@ def test_a_path_leads_nowhere_but_below_the_root(
     ("fields", "code"),
     [
         ({"name": ""}, "ATT_NAME"), ({"name": "a/b"}, "ATT_NAME"), ({"name": "..\\b"}, "ATT_NAME"),
-        ({"name": "a\r\nb"}, "CTRL_CHAR"), ({"name": "x\u202efdp.exe"}, "BIDI"),
-        ({"name": "x" * 256}, "NAME_LEN"), ({"name": None}, "TYPE"), ({"name": b"x"}, "TYPE"),
+        ({"name": "a\r\nb"}, "ATT_NAME"), ({"name": "x\u202efdp.exe"}, "ATT_NAME"),
+        ({"name": "x" * 256}, "ATT_NAME"), ({"name": None}, "TYPE"), ({"name": b"x"}, "TYPE"),
         ({"content": "text"}, "TYPE"), ({"content": None}, "ATT_CONTENT"),
         ({"path": "a"}, "ATT_CONTENT"), ({"content": b""}, "ATT_EMPTY"), ({"nmae": "x"}, "FIELD"),
-        ({"content_type": "foo"}, "ATT_CTYPE"), ({"content_type": "text/x\r\nX: y"}, "CTRL_CHAR"),
+        ({"content_type": "foo"}, "ATT_CTYPE"), ({"content_type": "text/x\r\nX: y"}, "ATT_CTYPE"),
         ({"content_type": "text/plain; charset=x"}, "ATT_CTYPE"), ({"content_type": 1}, "TYPE"),
         ({"content_id": "<a>"}, "ATT_CID"), ({"content_id": "a b"}, "ATT_CID"),
         ({"content_id": ""}, "ATT_CID"), ({"content_id": 5}, "ATT_CID"),
@@ -190,7 +188,6 @@ def test_without_a_root_no_file_may_be_named(desk: Desk) -> None:
         desk.enqueue(mail(attachments=[Attachment("a", path="a")]))
 
 
-@SQLITE
 def test_a_row_that_is_left_out_leaves_no_attachment(desk: Desk) -> None:
     """Only what accepted rows refer to goes on its way."""
     good = mail(attachments=[Attachment("a", b"good")])
@@ -220,7 +217,6 @@ def test_a_full_inbox_takes_the_rest_when_it_is_called_again(desk: Desk) -> None
     assert desk.runtime.store.contents.read(sha256, 0, len(content)) == content
 
 
-@SQLITE
 def test_a_message_waits_for_its_attachment(post: Post) -> None:
     """A chunk that is written before the parts it refers to: nothing is sent, no try is spent."""
     receipt = post.enqueue(mail(attachments=[Attachment("a", b"late")]))

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import redis
+from sqlalchemy import update
 
-from tests.store_kit import sqlite_only
 from tests.support import Processes, clean_environment, wait_until
 from worker.broker import celery_url
 from worker.client import Client
@@ -19,13 +19,13 @@ from worker.config import Settings
 from worker.model import Message
 from worker.runtime import Runtime
 from worker.simulator import Simulator
+from worker.store.schema import messages, queues
 
 SENDER = "notices@contoso.com"
-pytestmark = sqlite_only
 
 
 class Service:
-    """Redis, SQLite, the simulator, and a worker with settings of the test's own."""
+    """Redis, a database, the simulator, and a worker with settings of the test's own."""
 
     def __init__(self, directory: Path, redis_url: str, url: str, simulator: Simulator) -> None:
         self.settings = {"REDIS_URL": redis_url, "DATABASE_URL": url}
@@ -119,16 +119,14 @@ def test_a_message_waits_for_its_time_and_ends_after_it(service: Service) -> Non
     assert service.wait_for_end(due.batch_id) == {"sent": 1}
     for batch in (later, short):
         assert service.client.status(batch.batch_id)["counts"]["queued"] == 1
+    past = now - timedelta(days=1)
     with service.runtime.store.engine.begin() as connection:  # six minutes pass
-        connection.exec_driver_sql(
-            "UPDATE messages SET deadline_at = '2026-01-01 00:00:00.000000' WHERE batch_id = ?",
-            (short.batch_id,),
-        )
-        connection.exec_driver_sql(
-            "UPDATE queues SET deadline_at = '2026-01-01 00:00:00.000000', next_due_at ="
-            " '2026-01-01 00:00:00.000000' WHERE batch_id = ?",
-            (short.batch_id,),
-        )
+        for table, times in (
+            (messages, {"deadline_at": past}),
+            (queues, {"deadline_at": past, "next_due_at": past}),
+        ):
+            its = table.c.batch_id == short.batch_id
+            connection.execute(update(table).where(its).values(times))
     assert service.wait_for_end(short.batch_id) == {"expired": 1}
     assert [e["recipients"] for e in service.simulator.ledger()] == [["c@fabrikam.com"]]
 

@@ -18,7 +18,6 @@ from tests.post_kit import SENDER, Post, attached, opened
 from worker import mime
 from worker.model import Attachment, InvalidMessages, Message
 
-SQLITE = pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 8
 RTL = "שלום עולם, مرحبا بالعالم"
 EMOJI = "Grüße 👩‍👩‍👧‍👦 🇺🇦 ½ „quoted“"
@@ -134,7 +133,6 @@ def body_of(mail: Any) -> tuple[str, str]:
     return (kind, part.get_content().replace("\r\n", "\n"))
 
 
-@SQLITE
 def test_thirty_real_looking_mails_come_out_as_they_went_in(post: Post) -> None:
     """Tables, emoji, right-to-left, long lines, 10 MB, inline logos, many recipients, headers."""
     mails = thirty()
@@ -165,7 +163,6 @@ def test_thirty_real_looking_mails_come_out_as_they_went_in(post: Post) -> None:
     assert len(post.simulator.ledger()) == 30
 
 
-@SQLITE
 def test_an_inline_image_keeps_its_content_id_and_a_file_its_name(post: Post) -> None:
     """The HTML's cid: finds the image; a name with umlauts stays."""
     mail = with_file(rich("<p>x</p>"), b"%PDF", "application/pdf", "Rechnung für Ä.pdf")
@@ -179,7 +176,6 @@ def test_an_inline_image_keeps_its_content_id_and_a_file_its_name(post: Post) ->
     ]
 
 
-@SQLITE
 def test_the_same_mail_again_adds_nothing(post: Post) -> None:
     """Message-ID is the key; without one, every call is another mail."""
     mail = letter(Message_ID="<17@contoso.com>")

@@ -1,7 +1,8 @@
 """CSV files as people have them, read as a stream: one message for each row of data.
 
 Comma, semicolon or tab; with or without a byte order mark; the header in any case. The column `to`
-is the recipient, the others are template variables.
+is the recipient, the others are template variables; those that the template does not ask for are
+left out.
 """
 
 from __future__ import annotations
@@ -28,22 +29,28 @@ class CsvFile:
 
     Iterating gives for each row a Message, or a Problem where the row cannot be read; its path
     names the line. `enqueue` takes both. `wanted`: the template's variables; a column goes by
-    such a name whatever its case.
+    such a name whatever its case, and others are left out. None: all columns are variables.
     """
 
     def __init__(
-        self, path: Path, *, encoding: str = "utf-8-sig", wanted: Collection[str] = (),
+        self, path: Path, *, encoding: str = "utf-8-sig", wanted: Collection[str] | None = None,
         name: str | None = None,
     ) -> None:  # fmt: skip
         """`name`: what it is called in problems, where that is not the path's."""
         self.path = path
         self.name = name or path.name
         self.encoding = _codec(encoding)
-        self._wanted = {name.casefold(): name for name in wanted}
+        self._wanted = {name.casefold(): name for name in wanted or ()}
+        self._all = wanted is None
         header = next((row for _, row in self._read() if any(f.strip() for f in row)), None)
         if header is None:
             raise _refused("CSV_EMPTY", self.name, "is empty")
         self.columns = self._columns(header)
+        self._variables = [name for name in self.columns if self._is_variable(name)]
+
+    def wanting(self, names: Collection[str]) -> CsvFile:
+        """The same file for a template that asks for these variables."""
+        return CsvFile(self.path, encoding=self.encoding, wanted=names, name=self.name)
 
     def __iter__(self) -> Iterator[Message | Problem]:
         for _, found in self.numbered():
@@ -80,9 +87,13 @@ class CsvFile:
         if any(not f.isascii() and _UNDECODED.search(f) for f in fields):
             return Problem(row, "CSV_ENCODING", f"line {line}", self._not_decoded())
         found = dict(zip(self.columns, fields, strict=True))
-        found.pop("", None)
-        to = (found["to"] if "to" in self._wanted else found.pop("to")).strip()
-        return Message(to=to, variables=found)
+        to = found["to"].strip()
+        return Message(to=to, variables={name: found[name] for name in self._variables})
+
+    def _is_variable(self, name: str) -> bool:
+        if self._all:
+            return name not in {"", "to"}
+        return name in self._wanted.values()
 
     def _columns(self, header: list[str]) -> list[str]:
         names = [_plain(name) for name in header]
@@ -141,7 +152,7 @@ def _plain(name: str) -> str:
 def _codec(encoding: str) -> str:
     try:
         name = codecs.lookup(encoding).name
-    except LookupError:
+    except (LookupError, ValueError):  # no such name; or no text that could be one
         name = ""
     if not name or name in {"base64", "bz2", "hex", "quopri", "rot13", "uu", "zlib"}:
         raise _refused("CSV_ENCODING", "encoding", f"{encoding[:48]!a} is no encoding of text")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -100,6 +101,12 @@ class Compiled:
                 return
         self.render(variables, "" if own_subject else None)
 
+    def unused(self, variables: Mapping[str, Any]) -> list[TemplateProblem]:
+        """What was given and is never asked for: most often a name that was misspelt."""
+        if variables.keys() <= self.variables:
+            return []
+        return [_unused(name, self.variables) for name in variables if name not in self.variables]
+
     def render(self, variables: Mapping[str, Any], subject: str | None = None) -> Rendered:
         """Fills all parts; `subject`, where given, stands as it is in place of the template's."""
         shown = {part: self._render(part, variables) for part in self._parts
@@ -131,6 +138,13 @@ class Compiled:
 def missing(name: str, path: str = "variables") -> TemplateProblem:
     """The problem of a row that lacks a variable."""
     return TemplateProblem("TPL_VAR_MISSING", path, f'variable "{name[:64]}" is missing')
+
+
+def _unused(name: str, known: frozenset[str]) -> TemplateProblem:
+    close = get_close_matches(name[:64], known, 1)
+    hint = f' (did you mean "{close[0]}"?)' if close else ""
+    shown = name if name.isidentifier() and len(name) <= 48 else ascii(name[:8])
+    return TemplateProblem("TPL_VAR_EXTRA", "variables", f"template does not use {shown}{hint}")
 
 
 def compiled(template: Mapping[str, Any]) -> Compiled:

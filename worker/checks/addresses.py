@@ -109,8 +109,10 @@ def _recipient(one: Any) -> dict[str, str]:
 def _domain(text: str) -> str:
     """The domain in ASCII, judged by email-validator; the good ones are remembered."""
     labels = text.split(".")
-    if not text or len(labels) == 1:
-        raise Refused("ADDR_DOMAIN", "domain needs a dot" if text else "domain is empty")
+    if not text:
+        raise Refused("ADDR_DOMAIN", "domain is empty")
+    if len(labels) == 1 and not text.lower().startswith("xn--"):
+        raise Refused("ADDR_DOMAIN", "domain needs a dot")
     if not all(labels):
         raise Refused("ADDR_DOMAIN", "empty label in the domain")
     if not text.isascii():

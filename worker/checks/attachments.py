@@ -89,7 +89,10 @@ def _attachment(given: Any) -> Any:
 
 
 def _name(value: Any) -> str:
-    text = name(value, "file name")
+    try:
+        text = name(value, "file name")
+    except Refused as refused:
+        raise _as("ATT_NAME", refused) from None
     if not text.strip() or text in {".", ".."}:
         raise Refused("ATT_NAME", "a file name is needed")
     if found := [character for character in "/\\" if character in text]:
@@ -100,10 +103,18 @@ def _name(value: Any) -> str:
 def _type(value: Any, called: str) -> str:
     if value is None:
         return _TYPES.guess_type(called)[0] or "application/octet-stream"
-    text = line(value, 255, "ATT_CTYPE", "content type")
+    try:
+        text = line(value, 255, "ATT_CTYPE", "content type")
+    except Refused as refused:
+        raise _as("ATT_CTYPE", refused) from None
     if not _TYPE.match(text):
         raise Refused("ATT_CTYPE", f"{shown(text)} is no media type such as application/pdf")
     return text.lower()
+
+
+def _as(code: str, refused: Refused) -> Refused:
+    """The reason under the field's own code; what is no text at all stays so."""
+    return refused if refused.code == "TYPE" else Refused(code, refused.detail)
 
 
 def check_size(size: int) -> None:

@@ -15,10 +15,15 @@ from worker.checks.text import Refused, line, shown
 from worker.model import Priority, Problem
 
 FAR = timedelta(days=366)
+#: Without an end of its own, what was due longer ago would expire before it is sent.
+PAST = timedelta(days=1)
 
 _DATETIME = TypeAdapter(datetime)
+#: Arguments that say how the call is made, and are nothing of the batch.
+_NEVER_NONE = ("on_invalid", "by")
 _TASK = re.compile(r"[A-Za-z_][\w.-]{0,199}\Z", re.ASCII)
 _MAIL = re.compile(r"[^@\s<>]+@[^@\s<>]+\.[^@\s<>]+\Z")
+_COUNT = re.compile(r"\d{1,6}", re.ASCII)
 _CARD = re.compile(r"[3-6]\d{12,18}\Z", re.ASCII)
 
 
@@ -65,7 +70,7 @@ def check_call(
     given: Mapping[str, Any], *, now: datetime, known_pool: Callable[[str], bool]
 ) -> tuple[Call, list[Problem]]:
     """`given`: sender, pool, name, priority, send_at, expires_at, on_invalid, on_finished,
-    max_failures, ignore_suppressions.
+    max_failures, ignore_suppressions, by.
     """
     good: dict[str, Any] = {}
     problems: list[Problem] = []
@@ -78,13 +83,16 @@ def check_call(
         "on_invalid": _mode,
         "max_failures": _max_failures,
         "ignore_suppressions": _yes_or_no,
+        "by": lambda v: line(v, 200, "NAME_LEN", "by"),
     }
     for path, check in checks.items():
         try:
-            good[path] = None if given.get(path) is None else check(given[path])
+            absent = given.get(path) is None and (path not in given or path not in _NEVER_NONE)
+            good[path] = None if absent else check(given.get(path))
         except Refused as refused:
             problems.append(Problem(0, refused.code, path, refused.detail))
-    good.pop("on_invalid", None)
+    for path in _NEVER_NONE:
+        good.pop(path, None)
     try:
         good["target_kind"], good["target"] = _target(given, known_pool)
     except Refused as refused:
@@ -125,7 +133,7 @@ def _priority(value: object) -> Priority:
 
 
 def _mode(value: object) -> str:
-    if value not in ("raise", "skip"):
+    if not isinstance(value, str) or value not in {"raise", "skip"}:
         raise Refused("ON_INVALID", f"{shown(value)} is not one of raise, skip")
     return str(value)
 
@@ -144,12 +152,11 @@ def _task(value: object) -> str:
 
 def _max_failures(value: object) -> int:
     """A number, or its text as a command line has it; `off` is 0."""
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if text == "off":
-        return 0
-    if not isinstance(text, str) or not re.fullmatch(r"\d{1,6}", text, re.ASCII):
-        raise Refused("MAX_FAILURES", f"{shown(text)}: give 1 to 999999, or off")
-    return int(text)
+    if isinstance(value, str):
+        value = 0 if value == "off" else int(value) if _COUNT.fullmatch(value) else value
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 999_999:
+        raise Refused("MAX_FAILURES", f"{shown(value)}: give 1 to 999999, or off")
+    return value
 
 
 def _instant(value: object, now: datetime) -> datetime:
@@ -172,6 +179,8 @@ def _instant(value: object, now: datetime) -> datetime:
         )
     if instant - now > FAR:
         raise Refused("TIME_FAR", "most is 366 days ahead")
+    if now - instant > FAR:
+        raise Refused("TIME_FAR", "most is 366 days ago")
     return instant
 
 
@@ -188,6 +197,9 @@ def _parsed(text: str) -> datetime:
 def _order(send_at: datetime | None, expires_at: datetime | None, now: datetime) -> list[Problem]:
     if expires_at is not None and expires_at <= max(send_at or now, now):
         return [Problem(0, "TIME_ORDER", "expires_at", "expires before it can be sent")]
+    if send_at is not None and expires_at is None and now - send_at > PAST:
+        detail = "was more than a day ago; leave it out to send now, or give expires_at"
+        return [Problem(0, "TIME_PAST", "send_at", detail)]
     return []
 
 

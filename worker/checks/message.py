@@ -18,6 +18,8 @@ from worker.staging import RCPT_POLICY, stranger
 
 MOST_SUBJECT = 255  # characters
 MOST_BODY = 1_000_000  # bytes in UTF-8
+#: What is said of it; never which.
+GIVEN_AWAY = "holds a secret of Postroom's own settings"
 MOST_ITEM = 3_000_000  # bytes as JSON; Graph takes requests of up to 4 MB
 FIELDS = tuple(f.name for f in dataclasses.fields(Message))
 
@@ -35,6 +37,7 @@ class Rules:
     needs_sent_copy: bool = False  #: doubt is settled by the copy in Sent Items
     keep: Keep | None = None  #: where the contents of attachments go; None: nowhere
     allowed_domains: frozenset[str] = frozenset()  #: if any, mail goes to these alone
+    secrets: tuple[str, ...] = ()  #: of our own settings: no message may hold one
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,10 +87,13 @@ def check(number: int, given: object, rules: Rules) -> Checked | list[Problem]:
         return row.problems
     content = row.content
     primary = (content.get("to") or content.get("cc") or content["bcc"])[0]["address"]
-    data = _encode([number, count, primary, content]).encode()
+    text = _encode([number, count, primary, content])
+    data = text.encode()
     if len(data) > MOST_ITEM:
         size = f"is {len(data) / 1e6:.1f} MB, most is {MOST_ITEM / 1e6:.0f} MB"
         return [Problem(number, "ITEM_SIZE", "message", size)]
+    if any(_encode(secret)[1:-1] in text for secret in rules.secrets):
+        return [Problem(number, "SECRET_LIKE", "message", GIVEN_AWAY)]
     return Checked(data, content)
 
 

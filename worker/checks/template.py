@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from worker.checks.message import MOST_BODY
+from worker.checks.message import GIVEN_AWAY, MOST_BODY
 from worker.checks.text import Refused, body, shown
 from worker.model import Template
 
 _PARTS = ("subject", "html", "text")
 
 
-def check_template(given: object) -> dict[str, Any]:
+def check_template(given: object, secrets: Sequence[str] = ()) -> dict[str, Any]:
     """The template as JSON: `{"subject", "html"?, "text"?}`. Raises Refused."""
     if isinstance(given, Template):
         given = {part: getattr(given, part) for part in _PARTS}
@@ -25,6 +25,9 @@ def check_template(given: object) -> dict[str, Any]:
         raise Refused("SUBJECT_NONE", "a template needs a subject", "template.subject")
     if not found.get("html") and not found.get("text"):
         raise Refused("BODY_NONE", "give html or text", "template")
+    for part, text in found.items():
+        if any(secret in text for secret in secrets):
+            raise Refused("SECRET_LIKE", GIVEN_AWAY, f"template.{part}")
     return found
 
 

@@ -32,6 +32,8 @@ def _with(rows: Iterable[Row], files: Sequence[Attachment]) -> Iterator[Row]:
 def _read(path: Path) -> Attachment:
     from worker.checks import Refused, check_size
 
+    if path.exists() and not (path.is_file() or path.is_dir()):  # it may never end
+        raise output.Failed(f"--attach {path}: is no regular file")
     try:
         if path.is_file():
             check_size(path.stat().st_size)

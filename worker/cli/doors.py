@@ -121,6 +121,8 @@ def explain(error: Exception) -> str | None:
     """What is wrong, in one line without values that may be secret; None: it is a bug."""
     if isinstance(error, PostroomError):
         return f"{error}; {DOCTOR}" if isinstance(error, Unavailable) else str(error)
+    if isinstance(error, UnicodeEncodeError):  # a shell hands on any bytes
+        return "an argument is not UTF-8"
     from redis.exceptions import RedisError
     from sqlalchemy.exc import DBAPIError
     from sqlalchemy.exc import TimeoutError as PoolTimeoutError

@@ -32,7 +32,7 @@ class Usage(PostroomError):
 
 def as_json(value: Any) -> str:
     """JSON in one line; times in ISO 8601 and UTC."""
-    return json.dumps(value, default=plain, ensure_ascii=False)
+    return _writable(json.dumps(value, default=plain, ensure_ascii=False))
 
 
 def print_json(document: Any) -> None:
@@ -98,8 +98,13 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     """One line on standard error."""
-    sys.stderr.write(f"postroom: {' '.join(text.split())}\n")
+    sys.stderr.write(f"postroom: {_writable(' '.join(text.split()))}\n")
     sys.stderr.flush()
+
+
+def _writable(text: str) -> str:
+    """A file's name need not be UTF-8. In JSON this is the same text."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def plain(value: Any) -> Any:

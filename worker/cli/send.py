@@ -262,8 +262,10 @@ def _refused(
     shown = [asdict(p) | {"line": lines.get(p.row)} for p in problems]
     first = next(p for p in problems if p.row)
     at = f"line {lines[first.row]}: " if first.row in lines and "line" not in first.path else ""
+    of_call = [p for p in problems if not p.row and p.code != "MORE"]
+    told = "".join(f"{p.path}: {p.detail} ({p.code}); " for p in of_call)
     return output.Failed(
-        f"nothing was sent: {len(_by_row(problems))} rows of {of} are wrong; "
+        f"nothing was sent: {told}{len(_by_row(problems))} rows of {of} are wrong; "
         f"first: {at}{first.path}: {first.detail} ({first.code})",
         problems=shown,
     )

@@ -27,6 +27,7 @@ from worker.client.planning import Planning
 from worker.client.settling import Settling
 from worker.client.spool import Spool
 from worker.client.through import Through
+from worker.config.values import secrets_of
 from worker.inbox import Batch
 from worker.model import (
     InvalidMessages,
@@ -93,23 +94,20 @@ class Client(Control, Lists, Mailboxes, Mails, Planning, Settling):
         given = {"sender": sender, "pool": pool, "name": name, "priority": priority,
                  "send_at": send_at, "expires_at": expires_at, "on_invalid": on_invalid,
                  "on_finished": on_finished, "max_failures": max_failures,
-                 "ignore_suppressions": ignore_suppressions}  # fmt: skip
-        batch_id = _batch_id(idempotency_key)
-        repeat = idempotency_key is not None
-        way = Inside(rt, session, batch_id) if session else Through(rt, batch_id, repeat=repeat)
+                 "ignore_suppressions": ignore_suppressions, "by": by}  # fmt: skip
+        batch_id, wrong = _batch_id(idempotency_key)
+        way = _way(rt, session, batch_id, repeat=idempotency_key is not None)
         now = way.now()
         with _file() as file, _keeper(rt) as keeper:
-            door = _door(rt, way, given, template, now, by, keeper)
+            door, more = _door(rt, way, given, template, now, keeper)
             spool = Spool(file, door.identity())
-            rejected = door.pass_through(messages, spool, every=on_invalid == "skip")
-            if on_invalid == "raise" and rejected:
-                raise InvalidMessages(rejected)
+            rejected = _let_in(door, messages, spool, [*wrong, *more], skip=on_invalid == "skip")
             if not spool.messages:
-                return Receipt(batch_id, 0, 0, tuple(rejected))
+                return Receipt(batch_id, 0, 0, rejected)
             batch = Batch(batch_id, spool.digest.hexdigest(), door.head(now), spool.chunks,
                           spool.messages)  # fmt: skip
             accepted, duplicates = way.append(batch, spool, keeper)
-        return Receipt(batch_id, accepted, duplicates, tuple(rejected))
+        return Receipt(batch_id, accepted, duplicates, rejected)
 
     def preview(
         self,
@@ -136,12 +134,11 @@ class Client(Control, Lists, Mailboxes, Mails, Planning, Settling):
     ) -> Review:
         """As `preview`, but gives the problems, and how many rows there were."""
         rt = self._runtime()
-        source, compiled, wrong = open_template(template)
+        source, compiled, wrong = open_template(template, secrets_of(rt.settings))
         if wrong:
             return Review(problems=wrong)
         with _keeper(rt) as keeper:
-            reconciles = rt.settings.on_unknown is OnUnknown.RECONCILE
-            door = Door(Call(), source, compiled, reconciles, keeper, rt.settings.allowed_domains)
+            door = Door(Call(), source, compiled, _rules(rt, keeper, template))
             return door.review(messages, count)
 
     def status(self, batch_id: str) -> dict[str, Any]:
@@ -161,6 +158,12 @@ class Client(Control, Lists, Mailboxes, Mails, Planning, Settling):
         return iter(rt.store.export(batch_id))
 
 
+def _way(rt: Runtime, session: object, batch_id: str, *, repeat: bool) -> Inside | Through:
+    if session is None:
+        return Through(rt, batch_id, repeat=repeat)
+    return Inside(rt, session, batch_id)
+
+
 def _file() -> Any:
     """A private file, in memory while it is small."""
     return tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)
@@ -174,20 +177,41 @@ def _keeper(rt: Runtime) -> Iterator[Keeper]:
 
 def _door(
     rt: Runtime, way: Inside | Through, given: Mapping[str, Any], template: object, now: datetime,
-    by: str, keeper: Keeper,
-) -> Door:  # fmt: skip
-    """The door for one call. Raises InvalidMessages where the call itself is wrong."""
+    keeper: Keeper,
+) -> tuple[Door, list[Problem]]:  # fmt: skip
+    """The door for one call, and what is wrong with the call itself."""
     call, problems = checks.check_call(given, now=now, known_pool=way.knows_pool)
-    source, compiled, wrong = open_template(template)
-    if problems or wrong:
-        raise InvalidMessages([*problems, *wrong])
-    reconciles = rt.settings.on_unknown is OnUnknown.RECONCILE
-    return Door(call, source, compiled, reconciles, keeper, rt.settings.allowed_domains, by)
+    source, compiled, wrong = open_template(template, secrets_of(rt.settings))
+    door = Door(call, source, compiled, _rules(rt, keeper, template), keeper, str(given["by"]))
+    return door, [*problems, *wrong]
 
 
-def _batch_id(key: str | None) -> str:
-    if key is None:
-        return str(uuid.uuid4())
-    if problems := checks.check_key(key):
-        raise InvalidMessages(problems)
-    return batch_id_of(key)
+def _rules(rt: Runtime, keeper: Keeper, template: object) -> checks.Rules:
+    settings = rt.settings
+    return checks.Rules(
+        template=template is not None,
+        needs_sent_copy=settings.on_unknown is OnUnknown.RECONCILE,
+        keep=keeper.take, allowed_domains=settings.allowed_domains, secrets=secrets_of(settings),
+    )  # fmt: skip
+
+
+def _let_in(
+    door: Door, messages: Any, spool: Spool, wrong: list[Problem], *, skip: bool
+) -> tuple[Problem, ...]:
+    """Lays the good rows into the spool; gives what is wrong with those that are skipped.
+
+    Raises InvalidMessages with all that is wrong with the call and with its rows.
+    """
+    try:
+        rejected = door.pass_through(messages, spool, every=not wrong and skip)
+    except InvalidMessages as error:
+        raise InvalidMessages([*wrong, *error.problems]) from None
+    if wrong or (rejected and not skip):
+        raise InvalidMessages([*wrong, *rejected])
+    return tuple(rejected)
+
+
+def _batch_id(key: str | None) -> tuple[str, list[Problem]]:
+    """The id that belongs to a key, and what is wrong with the key."""
+    problems = [] if key is None else checks.check_key(key)
+    return (str(uuid.uuid4()) if key is None or problems else batch_id_of(key)), problems

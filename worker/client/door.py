@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -12,6 +12,7 @@ from worker import checks, templates
 from worker.checks import Call, Checked
 from worker.client.keeper import Keeper
 from worker.client.spool import Spool
+from worker.csvfile import CsvFile
 from worker.model import InvalidMessages, Message, Problem
 
 #: So many problems of a refused call are kept; the last one says how many more there are.
@@ -33,16 +34,14 @@ class Door:
     """Checks and serialises the messages of one call."""
 
     def __init__(
-        self, call: Call, source: Mapping[str, Any] | None,
-        compiled: templates.Compiled | None, needs_sent_copy: bool, keeper: Keeper | None = None,
-        allowed_domains: frozenset[str] = frozenset(), by: str = "api",
+        self, call: Call, source: Mapping[str, Any] | None, compiled: templates.Compiled | None,
+        rules: checks.Rules, keeper: Keeper | None = None, by: str = "api",
     ) -> None:  # fmt: skip
         self._call = call
         self._keeper = keeper
         self._source = source
         self._compiled = compiled
-        keep = keeper.take if keeper else None
-        self._rules = checks.Rules(source is not None, needs_sent_copy, keep, allowed_domains)
+        self._rules = rules
         self._by = by
 
     def identity(self) -> bytes:
@@ -61,12 +60,13 @@ class Door:
         found = checks.check(row, given, self._rules)
         if self._compiled is None or not isinstance(found, Checked):
             return found
+        variables = found.content.get("variables") or {}
+        wrong = self._compiled.unused(variables)
         try:
-            own = "subject" in found.content
-            self._compiled.check(found.content.get("variables") or {}, own_subject=own)
+            self._compiled.check(variables, own_subject="subject" in found.content)
         except templates.TemplateProblem as problem:
-            return [Problem(row, problem.code, problem.path, problem.detail)]
-        return found
+            wrong.append(problem)
+        return [Problem(row, p.code, p.path, p.detail) for p in wrong] or found
 
     def pass_through(self, messages: Any, spool: Spool, *, every: bool) -> list[Problem]:
         """Lays the good rows into the spool; gives what is wrong with the others.
@@ -76,7 +76,7 @@ class Door:
         """
         rejected: list[Problem] = []
         left_out, row = 0, 0
-        for row, given in enumerate(rows(messages), start=1):
+        for row, given in enumerate(self._rows(messages), start=1):
             found = self.check(row, given)
             if isinstance(found, Checked):
                 spool.add(found.row)
@@ -92,6 +92,12 @@ class Door:
             rejected.append(Problem(0, "MORE", "messages", f"and {left_out} more problems"))
         return rejected
 
+    def _rows(self, messages: Any) -> Iterator[object]:
+        """A CSV may have more columns than the template asks for; other rows say what they mean."""
+        if isinstance(messages, CsvFile) and self._compiled is not None:
+            messages = messages.wanting(self._compiled.variables)
+        return rows(messages)
+
     def _need(self, found: Checked) -> None:
         for one in found.content.get("attachments", ()):
             if self._keeper is not None:
@@ -100,7 +106,7 @@ class Door:
     def review(self, messages: Any, count: int) -> Review:
         """Checks all messages and renders the first `count` good ones; keeps nothing."""
         found, left_out = Review(), 0
-        for row, given in enumerate(rows(messages), start=1):
+        for row, given in enumerate(self._rows(messages), start=1):
             checked = self.check(row, given)
             found.rows = row
             if not isinstance(checked, Checked):
@@ -128,12 +134,12 @@ def rows(messages: Any) -> Iterator[object]:
 
 
 def open_template(
-    given: object,
+    given: object, secrets: Sequence[str]
 ) -> tuple[dict[str, Any] | None, templates.Compiled | None, list[Problem]]:
     if given is None:
         return None, None, []
     try:
-        source = checks.check_template(given)
+        source = checks.check_template(given, secrets)
         return source, templates.compiled(source), []
     except checks.Refused as refused:
         return None, None, [Problem(0, refused.code, refused.path, refused.detail)]

@@ -12,10 +12,10 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import IO, Any
 
-from worker.checks import Refused, check_size
+from worker.checks import Refused, check_size, line
 from worker.model import PART, Attachment, Part, parts_of
 
 #: So many contents last seen are known again without being read again.
@@ -41,7 +41,7 @@ class Keeper:
         content: Any = attachment.content
         try:
             view = memoryview(content).cast("B")
-        except TypeError:
+        except (TypeError, ValueError):  # no buffer; or one that was released
             detail = f"expected bytes, got {type(content).__name__}"
             raise Refused("TYPE", detail) from None
         check_size(len(view))
@@ -143,9 +143,14 @@ def _open_below(root: Path | None, path: Any) -> int:
 
 def _steps(root: Path, path: Any) -> tuple[str, ...]:
     """The names from the root to the file. Raises Refused where they lead out of it."""
-    if not isinstance(path, str | PurePath) or "\0" in str(path):
+    if not isinstance(path, str | PurePath):
         raise Refused("TYPE", f"expected a path, got {type(path).__name__}")
+    text = line(str(path), 4096, "ATT_PATH", "path")
+    if "://" in text or text.startswith(("http:/", "https:/", "file:/")):
+        raise Refused("ATT_SSRF", "nothing is fetched from a URL; give content= or a path")
     given = PurePath(path)
+    if not given.is_absolute() and PureWindowsPath(text).anchor:
+        raise Refused("ATT_PATH", "give a path below POSTROOM_ATTACHMENT_ROOT")
     if given.is_absolute():
         try:
             given = given.relative_to(root)

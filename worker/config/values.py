@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 from pydantic_settings import NoDecode
 
 from worker.model import InvalidSettings
@@ -61,3 +61,10 @@ def problem(error: Any) -> str:
     """One of pydantic's errors in our words."""
     name = "_".join(str(part) for part in error["loc"][:1]).upper() or "settings"
     return f"POSTROOM_{name}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def secrets_of(settings: BaseModel) -> tuple[str, ...]:
+    """The secrets among the values, which no message may hold. Short ones may be words."""
+    given = (value for _, value in settings)
+    values = (one.get_secret_value().strip() for one in given if isinstance(one, SecretStr))
+    return tuple(value for value in values if len(value) >= 16)
