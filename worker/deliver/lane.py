@@ -123,6 +123,8 @@ class Lane:
         """The loop of the lane; gives what it must wait for and how long, if it must."""
         began = time.monotonic()
         self._standing = await self._read()
+        if rest := self._standing.rest:  # of which Redis was perhaps not told
+            await self.deps.gate.cool(self.mailbox, rest)
         grant = await self._ask()  # takes the lane before anything is looked at
         while time.monotonic() < self._ours_until and not self.deps.stop.is_set():
             if ended := self._must_end(began):
@@ -187,8 +189,17 @@ class Lane:
                     task.cancel()
                 return
             if now < end:
-                with contextlib.suppress(RedisError):
-                    await self._ask()
+                await self._renew()
+
+    async def _renew(self) -> None:
+        """As well as may be: while Redis or the database is away, the lease runs out."""
+        try:
+            await self._ask()
+        except RedisError:
+            return
+        except Exception as error:
+            if not is_passing(error):
+                raise
 
     async def _read(self) -> Standing:
         """Takes over the limits and pools as an operator has them now, and gives the standing."""

@@ -27,13 +27,15 @@ class Standing:
     refusals: int = 0
     suspended: bool = False
     probe_in: timedelta | None = None  #: None: an operator must resume it
+    rest: timedelta = timedelta(0)  #: of its cooldown
 
     @classmethod
     def of(cls, store: Store, mailbox: str) -> Self:
         """Asks SQL."""
         seen = store.mailboxes.seen(mailbox)
         probe_in = None if seen.probe_in is None else timedelta(seconds=max(0.0, seen.probe_in))
-        return cls(seen.limits, seen.refusals, seen.suspended, probe_in)
+        rest = timedelta(seconds=seen.rest)
+        return cls(seen.limits, seen.refusals, seen.suspended, probe_in, rest)
 
     @property
     def over(self) -> bool:

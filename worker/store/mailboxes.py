@@ -56,6 +56,7 @@ class MailboxSeen:
     refusals: int = 0  #: in a row
     suspended: bool = False
     probe_in: float | None = None  #: seconds until one message may try; None: only an operator ends
+    rest: float = 0.0  #: seconds of its cooldown
 
 
 # ---- in the transaction that records outcomes ----------------------------------------------------
@@ -150,13 +151,17 @@ class Mailboxes(Transactions):
         """What a lane must know of this mailbox."""
         with self._reading() as connection:
             row = connection.execute(
-                select(_m.limits, _m.refusals, _m.suspended_at, _m.probe_at, now().label("now"))
-                .where(_m.address == address)
+                select(
+                    _m.limits, _m.refusals, _m.suspended_at, _m.probe_at, _m.cooldown_until,
+                    now().label("now"),
+                ).where(_m.address == address)
             ).one_or_none()  # fmt: skip
         if row is None:
             return MailboxSeen()
         probe_in = (row.probe_at - row.now).total_seconds() if row.probe_at else None
-        return MailboxSeen(row.limits or {}, row.refusals, row.suspended_at is not None, probe_in)
+        rest = (row.cooldown_until - row.now).total_seconds() if row.cooldown_until else 0.0
+        suspended = row.suspended_at is not None
+        return MailboxSeen(row.limits or {}, row.refusals, suspended, probe_in, max(0.0, rest))
 
     def resting(self) -> set[str]:
         """The suspended mailboxes that nobody is to wake: their probe is not due."""

@@ -120,16 +120,17 @@ class Writer:
             finally:
                 self._idle.set()
 
-    async def _commit(self, work: _Work) -> None:
+    async def _commit(self, work: _Work, again: bool = False) -> None:
+        """`again`: it may have been committed already, and the answer was lost."""
         loop = asyncio.get_running_loop()
-        wait, again = RETRY_FIRST, False
+        wait = RETRY_FIRST
         while True:
             try:
                 claimed, ours = await loop.run_in_executor(self._thread, self._write, work, again)
                 break
             except SQLAlchemyError as error:
                 if not is_passing(error):
-                    await self._one_by_one(work, error)
+                    await self._one_by_one(work, error, again)
                     return
                 log.warning("the database does not answer (%s); trying again", name_of(error))
                 await asyncio.sleep(wait)
@@ -144,7 +145,7 @@ class Writer:
             _tell(record, (result.id, result.fence) in ours)
             self._told(result)
 
-    async def _one_by_one(self, work: _Work, error: SQLAlchemyError) -> None:
+    async def _one_by_one(self, work: _Work, error: SQLAlchemyError, again: bool) -> None:
         """What the database refuses must not take along what merely shared its transaction."""
         parts = [_Work(results=[one]) for one in work.results]
         parts += [_Work(claims=[one]) for one in work.claims]
@@ -153,7 +154,7 @@ class Writer:
             _refuse(work, error)
             return
         for part in parts:
-            await self._commit(part)
+            await self._commit(part, again)
 
     def _write(self, work: _Work, again: bool) -> tuple[dict[str, int], set[tuple[str, int]]]:
         # Two lanes of a pool may want the same message: the first one gets it, and only that one.
