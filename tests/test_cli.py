@@ -215,7 +215,7 @@ def test_upgrade_makes_the_tables_and_may_be_repeated(database_url: str):
     first = document(call("db", "upgrade", "--json", DATABASE_URL=database_url))
     again = document(call("db", "upgrade", "--json", DATABASE_URL=database_url))
 
-    assert first == again == {"revision": "0002"}
+    assert first == again == {"revision": "0003"}
     assert document(call("batch", "list", "--json", DATABASE_URL=database_url)) == []
 
 
@@ -226,7 +226,7 @@ def test_a_database_of_another_revision_is_told(migrated_url: str, engine: Engin
 
     line = said(call("batch", "list", DATABASE_URL=migrated_url))
 
-    assert "is at revision 0000, not 0002; run: postroom db upgrade" in line
+    assert "is at revision 0000, not 0003; run: postroom db upgrade" in line
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,7 @@ def show(found: Mapping[str, Any]) -> None:
         "batch": found["batch_id"], "name": found["name"], "state": found["state"],
         "paused": found["paused_reason"],
         "total": found["total"], **{k: n for k, n in found["counts"].items() if n},
+        "bounced": found["bounced"] or None,
         "per minute": found["rate_per_minute"] or None,
         "seconds to go": found["eta"], "held back by": found["limit"],
     })  # fmt: skip
