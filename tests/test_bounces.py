@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import closing
@@ -26,6 +27,7 @@ from tests.test_cli import Command, postroom
 from tests.test_settle import nothing
 from worker import Client
 from worker.bounces import Deps, read_bounces
+from worker.cli.steps import steps
 from worker.config import Settings
 from worker.exporter import Exporter
 from worker.gate import Gate
@@ -46,6 +48,8 @@ ANN, BOB = "ann@gone.example", "bob@example.org"
 ONE = str(uuid.UUID(int=1))
 EXCHANGE = "MicrosoftExchange329e71ec88ae4615bbc36ab6ce41109e@contoso.onmicrosoft.com"
 NOW = "2026-11-26T09:00:00Z"
+#: Of a batch with nothing else to mend.
+STATUS = {"batch_id": ONE, "target": MAILBOX, "state": "running", "counts": Counter()}
 
 
 # ---- what a report says ----------------------------------------------------------------------
@@ -215,6 +219,7 @@ def test_a_message_that_came_back_stays_sent_and_counts_as_bounced_once(world: W
     assert status["bounced"] == 1
     found = world.kit.message(one)
     [bounce] = found["bounces"]
+    assert [row["bounced"] for row in world.kit.store.export(head.id)] == ["5.1.1"]
     assert (found["state"], bounce["kind"], bounce["code"]) == ("sent", "hard", "5.1.1")
     assert world.kit.store.mailboxes.suspended([MAILBOX]) == []
     assert list(world.kit.store.suppressions.all()) == []
@@ -288,6 +293,9 @@ def test_a_quota_suspends_the_mailbox_until_an_operator_resumes_it(world: World)
     assert "too many recipients in 24 hours" in blocked["reason"]
     assert "postroom mailbox resume" in blocked["reason"]
     assert len(world.events("suspend")) == 1
+    assert steps(STATUS | {"blocked": [blocked]}) == [
+        (f"postroom mailbox resume {MAILBOX}", "when Exchange lets it send again")
+    ]
     seen = world.kit.store.mailboxes.seen(MAILBOX)
     assert (seen.suspended, seen.probe_in) == (True, None)
     assert world.kit.store.mailboxes.resume(MAILBOX, by="ann", why=None)

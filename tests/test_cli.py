@@ -629,7 +629,7 @@ def test_an_export_has_every_message_in_every_format(ended: str, postroom: Comma
     assert [line["position"] for line in lines] == [1, 2, 3]
     assert [line["state"] for line in lines] == ["sent", "failed", "unknown"]
     assert list(lines[0]) == ["id", "position", "to", "mailbox", "state", "attempts", "error_code",
-                              "request_id", "sent_at"]  # fmt: skip
+                              "request_id", "sent_at", "bounced"]  # fmt: skip
     assert lines[0]["sent_at"].endswith("Z")
     assert document(postroom("batch", "export", ended, "--json")) == lines
     assert table == [{k: "" if v is None else str(v) for k, v in line.items()} for line in lines]

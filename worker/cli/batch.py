@@ -33,7 +33,7 @@ BatchId = Annotated[str, typer.Argument(metavar="ID", help="The batch's id.")]
 LOOK = 1.0
 _ENDED = (BatchState.FINISHED, BatchState.CANCELLED)
 _COLUMNS = ("id", "position", "to", "mailbox", "state", "attempts", "error_code", "request_id",
-            "sent_at")  # fmt: skip
+            "sent_at", "bounced")  # fmt: skip
 
 
 #: A spreadsheet runs what begins so; an address may, as in `=1+1@example.com`.

@@ -40,6 +40,11 @@ def kind_of(code: str | None, *, submission: bool = False) -> Kind:
     return Kind.HARD if code in _HARD else Kind.SOFT
 
 
+def of_sender(code: str | None) -> bool:
+    """Whether a mailbox that is suspended with this code waits for its limit to be over."""
+    return code in _QUOTA
+
+
 def quota_reason(code: str | None) -> str:
     """Why a mailbox is suspended for such a report, and what helps."""
     said = _QUOTA.get(code or "", _SUBMISSION)

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, func, literal, or_, select
 
 from worker.model import BatchState, State
-from worker.store.bounces import bounced, of_message
+from worker.store.bounces import bounced, of_message, why_bounced
 from worker.store.clock import after
 from worker.store.mailboxes import POSTROOM
 from worker.store.schema import attempts, batches, chunks, events, messages
@@ -86,7 +86,7 @@ def page(connection: Connection, batch_id: str, last: int) -> list[dict[str, Any
         select(
             messages.c.id, messages.c.position, messages.c.recipient.label("to"),
             messages.c.mailbox, messages.c.state, messages.c.attempts,
-            messages.c.error_code, messages.c.request_id, messages.c.sent_at,
+            messages.c.error_code, messages.c.request_id, messages.c.sent_at, why_bounced(),
         )
         .where(messages.c.batch_id == batch_id, messages.c.position > last)
         .order_by(messages.c.position)

@@ -74,6 +74,13 @@ def bounced(connection: Connection, batch_id: str) -> int:
     return connection.execute(count.where(bounces.c.batch_id == batch_id)).scalar_one()
 
 
+def why_bounced() -> Any:
+    """For a statement on messages: the code of a report, else its kind; NULL where none came."""
+    b = bounces.c
+    said = select(func.min(func.coalesce(b.code, b.kind))).where(b.message_id == messages.c.id)
+    return said.scalar_subquery().label("bounced")
+
+
 def of_message(connection: Connection, message_id: str) -> list[dict[str, Any]]:
     """The reports about a message, in the order in which they were read."""
     b = bounces.c
