@@ -77,6 +77,7 @@ def a_mail(text: str, **changes: Any) -> dict[str, Any]:
         ("550 5.2.2 STOREDRV.Submission; SubmissionQuotaExceeded", "5.2.2", Kind.QUOTA),
         ("'550 5.1.90 Your message can't be sent'", "5.1.90", Kind.QUOTA),
         ("550 5.7.233 tenant external recipient rate limit", "5.7.233", Kind.QUOTA),
+        ("550 5.1.0 Sender denied", "5.1.0", Kind.SOFT),
         ("550 5.7.1 refused as spam", "5.7.1", Kind.SOFT),
         ("Status: 4.4.7", "4.4.7", Kind.SOFT),
         ("It came back.", None, Kind.SOFT),

@@ -19,7 +19,7 @@ class Kind(StrEnum):
 
 #: The address does not exist, has moved, or lies in a domain that is none.
 _HARD = frozenset({
-    "5.1.0", "5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10", "5.2.1", "5.4.310",
+    "5.1.1", "5.1.2", "5.1.3", "5.1.6", "5.1.10", "5.4.310",
 })  # fmt: skip
 _SUBMISSION = "The sender has sent more than Exchange lets it."
 _TENANT = "The organisation has sent more to others than Exchange lets it."
