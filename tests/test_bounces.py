@@ -283,6 +283,31 @@ def test_a_throttled_reading_cools_the_mailbox_and_comes_again(world: World) -> 
     assert world.read() == {"hard": 1}
 
 
+@sqlite_only
+def test_a_page_that_proves_nothing_changes_nothing(world: World) -> None:
+    """An error, nonsense, or a page that is to be read elsewhere: the next round begins there."""
+    world.send(ANN)
+    foreign = {"value": [], "@odata.nextLink": "https://evil.example/v1.0/users/x/messages"}
+    for status, body in ((500, None), (200, {"value": [{"id": "R1"}]}), (200, foreign)):
+        world.simulator.fault("status", operation="read", status=status, body=body)
+        assert world.read() == {}
+    assert world.asked() == 3
+
+    assert world.read() == {"hard": 1}
+
+
+@sqlite_only
+def test_bounces_go_with_the_audit_of_their_batch(world: World) -> None:
+    """They are as old as what they tell of."""
+    head, _ = world.send(ANN)
+    assert world.read() == {"hard": 1}
+    world.kit.set_batch(head.id, finished_at=datetime.now(UTC) - timedelta(days=2))
+
+    world.kit.store.retention.purge_audit(86400.0)
+
+    assert world.kit.sql("SELECT * FROM bounces") == []
+
+
 def test_a_quota_suspends_the_mailbox_until_an_operator_resumes_it(world: World) -> None:
     """Graph goes on accepting what is never delivered: an accepted mail proves nothing."""
     world.send("cid@over.example")
