@@ -95,9 +95,10 @@ def of_message(connection: Connection, message_id: str) -> list[dict[str, Any]]:
 def _record(
     connection: Connection, mailbox: str, found: Sequence[Bounce], suppress_hard: bool
 ) -> Counter[str]:
-    m, done = messages.c, Counter[str]()
+    m, a, done = messages.c, attempts.c, Counter[str]()
     ids = sorted({one.message_id for one in found})
-    its = select(m.id, m.batch_id, m.content).where(m.id.in_(ids), m.mailbox == mailbox)
+    from_here = exists().where(a.message_id == m.id, a.mailbox == mailbox)
+    its = select(m.id, m.batch_id, m.content).where(m.id.in_(ids), from_here)
     known = {row.id: row for row in connection.execute(its)}
     for one in found:
         row = known.get(one.message_id)
