@@ -186,7 +186,7 @@ def test_purge_and_erase_are_commands(postroom: Command, kit: Kit) -> None:
 
 @postgresql_only
 def test_the_applications_role_cannot_change_what_has_happened(kit: Kit, migrated_url: str) -> None:
-    """Attempts and events are only ever added to: the roles of docs/security.md hold it."""
+    """What is only ever added to, attempts, bounces, events: docs/security.md's roles hold it."""
     from tests.test_docs import ROOT, blocks
 
     [roles] = blocks(ROOT / "docs" / "security.md", "sql")
@@ -199,6 +199,7 @@ def test_the_applications_role_cannot_change_what_has_happened(kit: Kit, migrate
     try:
         for statement in ("UPDATE attempts SET code = 'x'", "DELETE FROM attempts",
                           "UPDATE events SET by = 'x'", "DELETE FROM events", "TRUNCATE attempts",
+                          "UPDATE bounces SET code = 'x'", "DELETE FROM bounces",
                           "DROP TABLE events"):  # fmt: skip
             with engine.connect() as connection:
                 connection.execute(text(f"SET ROLE {name}"))

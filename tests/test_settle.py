@@ -416,3 +416,20 @@ def test_a_process_that_stops_looks_no_more(world: World) -> None:
 
     assert world.settle() == {}
     assert not world.asked()
+
+
+def test_looks_keep_what_an_operator_set_for_this_mailbox(world: World) -> None:
+    """What its lane has used up is not there for a look either, whatever the settings allow."""
+    own = {"requests": "1/h"}
+    _, [one] = world.batch(token_left=ENDED)
+    world.deps.store.mailboxes.limit(MAILBOX, own, by="test", why=None)
+    gate = world.deps.gate
+    limits = gate.limits.changed(own)
+    assert world.runner.run(gate.visit(MAILBOX, "send", 60, limits=limits)).count == 1
+
+    assert world.settle() == {"postponed": 1}
+    assert not world.asked()
+
+    world.deps.store.mailboxes.limit(MAILBOX, dict.fromkeys(own), by="test", why=None)
+    world.due(one)
+    assert world.settle() == {"found": 1}

@@ -687,6 +687,35 @@ def test_a_search_may_find_a_mail_only_later(start: Start) -> None:
     assert len(graph.simulator.mail(MAILBOX)) == 1
 
 
+def test_a_mail_to_some_addresses_comes_back_as_a_report_in_the_inbox(start: Start) -> None:
+    """Late, with Exchange's class and code, and with the headers of the mail that it is about."""
+    graph = start(bounces="ann@example.org=5.1.1,full.example=5.2.2", bounce_seconds=0.5)
+    graph.send(marker="m-7")
+    accepted = graph.simulator.ledger()[0]["time"]
+    inbox = f"/v1.0/users/{MAILBOX}/mailFolders/inbox/messages"
+    report = "ep/id eq 'String 0x001A' and ep/value eq 'REPORT.IPM.Note.NDR'"
+    reports = f"singleValueExtendedProperties/any(ep: {report})"
+    query = {"$orderby": "receivedDateTime",
+             "$filter": f"receivedDateTime ge 2026-01-01T00:00:00Z and {reports}"}  # fmt: skip
+
+    def found() -> list[dict[str, Any]]:
+        answer = graph.http.get(inbox, params=query, headers=graph.headers)
+        value: list[dict[str, Any]] = answer.json()["value"]
+        return value
+
+    until(lambda: bool(found()))
+
+    assert time.time() >= accepted + 0.5
+    [one] = found()
+    assert "550 5.1.1" in one["body"]["content"]
+    assert "x-postroom-id: m-7" in one["body"]["content"]
+    assert [mail["subject"] for mail in graph.look("m-7")] == ["Invoice"]
+    query["$filter"] = f"{reports} and receivedDateTime ge 2026-01-01T00:00:00Z"
+    assert code(graph.http.get(inbox, params=query, headers=graph.headers)) == (
+        400, "InefficientFilter",
+    )  # fmt: skip
+
+
 def test_the_ledger_survives_a_kill_and_a_restart_continues_it(start: Start) -> None:
     """The witness must not forget: what was answered with 202 is in the file."""
     before = start("same")
@@ -739,6 +768,7 @@ def test_statistics_add_up(start: Start) -> None:
         ({"colour": "red"}, "colour: there is no such setting"),
         ({"hostile_mix": "504_after,rain"}, "hostile_mix: 'rain' is none of throttle, 500"),
         ({"hostile_percent": 101}, "hostile_percent: at most 100"),
+        ({"bounces": "gone.example"}, "bounces: gone.example=5.1.1 or the like, not"),
         ({"retry_after_form": "poem"}, "retry_after_form: one of integer"),
     ],
 )

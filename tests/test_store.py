@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from tests.store_kit import SENT, Kit, opened, sqlite_only, to_claim, to_record
 from worker.model import InvalidSettings, State
 from worker.store import Writer, make_engine, upgrade
-from worker.store.schema import attempts, mailboxes, metadata
+from worker.store.schema import metadata
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -69,6 +69,7 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
     "ck_batches_target_kind": [{"target_kind": "person"}],
     "ck_batches_finished_when_sealed": [{"finished_at": NOW, "sealed_at": None}],
     "ck_attempts_outcome": [{"outcome": "lost"}],
+    "ck_bounces_kind": [{"kind": "odd"}],
     "ck_mailboxes_suspended_whole": [{"suspended_at": NOW}, {"suspended_reason": "403"}],
 }
 
@@ -96,11 +97,12 @@ def _break(kit: Kit, table: str, batch_id: str, message_id: str, values: dict[st
         whole: dict[str, dict[str, Any]] = {
             "attempts": {"message_id": message_id, "fence": 1, "batch_id": batch_id,
                          "mailbox": "a@x.org", "recipients": 1, "at": NOW},
+            "bounces": {"message_id": message_id, "report_id": "r", "batch_id": batch_id,
+                        "mailbox": "a@x.org", "at": NOW},
             "mailboxes": {"address": "a@x.org"},
         }  # fmt: skip
-        target = {"attempts": attempts, "mailboxes": mailboxes}[table]
         with kit.engine.begin() as connection:
-            connection.execute(insert(target).values(**whole[table] | values))
+            connection.execute(insert(metadata.tables[table]).values(**whole[table] | values))
 
 
 def test_every_constraint_is_tried() -> None:

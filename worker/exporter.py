@@ -105,6 +105,7 @@ def _counters(counts: Mapping[str, int]) -> Iterator[Metric]:
     for prefix, name, label, text in (
         (meters.ATTEMPTS, "attempts", "outcome", "Exchanges with Graph."),
         (meters.WAITS, "lane_waits", "limit", "Turns of a lane that ended to wait for it."),
+        (meters.BOUNCES, "bounces", "kind", "Reports that a sent message came back."),
     ):
         family = CounterMetricFamily(f"postroom_{name}", text, labels=[label])
         for key, n in counts.items():

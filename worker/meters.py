@@ -24,7 +24,7 @@ KEY = "postroom:meters"
 LATENCIES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 30.0, 60.0)
 
 ATTEMPTS, LATENCY, LATENCY_MS = "attempts:", "latency:", "latency-ms"
-WAITS, TOKENS, LEASES = "waits:", "tokens", "leases"
+WAITS, BOUNCES, TOKENS, LEASES = "waits:", "bounces:", "tokens", "leases"
 
 
 class Meters:

@@ -85,7 +85,7 @@ def _unseen(batch_id: str, waiting: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "batch_id": batch_id, "name": head.get("name"), "state": str(BatchState.OPEN),
         "total": waiting["messages"], "arrived": 0,
-        "counts": {str(state): 0 for state in State},
+        "counts": {str(state): 0 for state in State}, "bounced": 0,
         "target": head["target"], "target_kind": head["target_kind"],
         "created_at": head["created_at"], "finished_at": None, "rate_per_minute": 0,
         "paused_reason": None,

@@ -1,8 +1,8 @@
 """Settles doubt: looks into mailboxes for messages of which nobody knows whether they were sent.
 
-A look goes through the gate like a send, but beside the lane: it takes one slot and one request
-and holds nothing else. Messages are taken mailbox by mailbox; a mailbox that cannot be asked now
-costs one request at most, whatever the number of messages that wait for it.
+A look goes through the gate like a send, but beside the lane. Messages are taken mailbox by
+mailbox; a mailbox that cannot be asked now costs one request at most, whatever the number of
+messages that wait for it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol, assert_never
 
-from worker.gate import Gate, lane_token
+from worker.gate import Gate
 from worker.graph import Graph
-from worker.limits import Limit, Used
 from worker.model import Absent, Forbidden, Found, Look, OnUnknown, State, Trouble
-from worker.policy import HOUR, SECOND, look_after
+from worker.policy import HOUR, look_after
 from worker.store import Store
 from worker.store.doubt import InDoubt, Looked
-from worker.tokens import Token, TokenRefused, Tokens
+from worker.tokens import Tokens
+from worker.visit import NotNow, Visitor
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 TAKE, AT_ONCE = 32, 8
 #: Who took a look has it for this long and the request timeout; then it is anybody's.
 LEASE = timedelta(minutes=2)
-#: How often, and how many seconds apart, a look asks for a slot while all are taken by sends.
-TRIES, PATIENCE = 20, 0.25
 #: A mailbox that may not be read is asked again so late.
 BARRED = HOUR
 #: A look that went wrong is repeated after this at most.
@@ -71,14 +69,6 @@ class Deps:
     stop: Stop
 
 
-class _NotNow(Exception):
-    """The mailbox cannot be asked now: in so many seconds perhaps."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(seconds)
-        self.seconds = min(max(seconds, 1.0), HOUR.total_seconds())
-
-
 async def settle(deps: Deps) -> dict[str, int]:
     """Looks for all messages whose look is due; what came of it, for people to read.
 
@@ -115,7 +105,7 @@ class _Round:
             for n, one in enumerate(self.group):
                 try:
                     await self._settle(one)
-                except _NotNow as refused:
+                except NotNow as refused:
                     rest = self.group[n:]
                     self.done["postponed"] += len(rest)
                     store = self.deps.store.doubt
@@ -123,9 +113,9 @@ class _Round:
                     return
 
     async def _settle(self, one: InDoubt) -> None:
-        """Looks for one message and writes down what it showed. Raises _NotNow."""
+        """Looks for one message and writes down what it showed. Raises NotNow."""
         if self.deps.stop.is_set():
-            raise _NotNow(0)
+            raise NotNow(0)
         if not one.keeps_copy:
             why = "it leaves no copy in the mailbox (save_to_sent_items is off): nobody can look"
             result = await self._write(Looked(one, "no_copy", why))
@@ -153,41 +143,10 @@ class _Round:
         return next((s for s in seen if not isinstance(s[1], Absent)), seen[0])
 
     async def _ask(self, mailbox: str, message_id: str) -> Look:
-        """One look through the gate. Raises _NotNow."""
-        gate, rules = self.deps.gate, self.deps.rules
-        token = await self._token()
-        slot = f"look-{lane_token()}"
-        for _ in range(TRIES):
-            grant = await gate.visit(mailbox, slot, rules.request_timeout.total_seconds() + 5)
-            if grant.word != Limit.SLOTS:
-                break
-            await asyncio.sleep(PATIENCE)  # the lane leaves a slot to who comes again
-        if not grant.count:
-            raise _NotNow((grant.wait or HOUR).total_seconds())
-        try:
-            look = await self.deps.graph.look(mailbox, message_id, token.value)
-        finally:
-            await gate.give_back(mailbox, slot, used=Used.REQUEST)
-        await self._warn(mailbox, look, token)
-        return look
-
-    async def _token(self) -> Token:
-        tokens = self.deps.tokens
-        try:
-            token = tokens.at_hand()
-            return token if token is not None else await asyncio.to_thread(tokens.get)
-        except TokenRefused as refused:
-            raise _NotNow(refused.wait.total_seconds()) from None
-
-    async def _warn(self, mailbox: str, look: Look, token: Token) -> None:
-        """Tells the lanes what they must know as well."""
-        answer = look.answer
-        if answer.status == 429 or answer.retry_after:
-            rest = min(max(answer.retry_after or 10 * SECOND, SECOND), HOUR)
-            await self.deps.gate.cool(mailbox, rest)
-        elif answer.status == 401:
-            code = answer.code or "Unauthorized"
-            await asyncio.to_thread(self.deps.tokens.reject, token.serial, code)
+        """One look through the gate. Raises NotNow."""
+        deps = self.deps
+        visitor = Visitor(deps.gate, deps.tokens, deps.store.mailboxes, deps.rules.request_timeout)
+        return await visitor.ask(mailbox, lambda token: deps.graph.look(mailbox, message_id, token))
 
     async def _conclude(self, one: InDoubt, mailbox: str, look: Look) -> str:
         """What a look comes to. `left`: seconds in which something may still come."""

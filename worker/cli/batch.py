@@ -33,7 +33,7 @@ BatchId = Annotated[str, typer.Argument(metavar="ID", help="The batch's id.")]
 LOOK = 1.0
 _ENDED = (BatchState.FINISHED, BatchState.CANCELLED)
 _COLUMNS = ("id", "position", "to", "mailbox", "state", "attempts", "error_code", "request_id",
-            "sent_at")  # fmt: skip
+            "sent_at", "bounced")  # fmt: skip
 
 
 #: A spreadsheet runs what begins so; an address may, as in `=1+1@example.com`.
@@ -166,6 +166,7 @@ def show(found: Mapping[str, Any]) -> None:
         "batch": found["batch_id"], "name": found["name"], "state": found["state"],
         "paused": found["paused_reason"],
         "total": found["total"], **{k: n for k, n in found["counts"].items() if n},
+        "bounced": found["bounced"] or None,
         "per minute": found["rate_per_minute"] or None,
         "seconds to go": found["eta"], "held back by": found["limit"],
     })  # fmt: skip

@@ -22,7 +22,7 @@ def show(
     message_id: Annotated[str, typer.Argument(metavar="ID", help="The message's id.")],
     json: Json = False,
 ) -> None:
-    """One message and its whole story in order: attempts and events."""
+    """One message and its whole story in order: attempts, bounces and events."""
     wanted = an_id(message_id, "message")
     with migrated() as rt:
         found = rt.store.message(wanted)
@@ -32,7 +32,7 @@ def show(
         output.print_json(found)
         return
     output.pairs({name: found[name] for name in _SHOWN if found[name] is not False})
-    _story(found["attempts"], found["events"])
+    _story(found)
 
 
 @app.command()
@@ -69,9 +69,10 @@ def find(
         output.say(f"more: --after {found['next']}")
 
 
-def _story(attempts: list[Mapping[str, Any]], events: list[Mapping[str, Any]]) -> None:
-    """Both in one table, by time."""
-    told = [(a["at"], _attempt(a)) for a in attempts] + [(e["at"], _event(e)) for e in events]
+def _story(found: Mapping[str, Any]) -> None:
+    """All in one table, by time."""
+    kinds = (("attempts", _attempt), ("bounces", _bounce), ("events", _event))
+    told = [(one["at"], cells(one)) for kind, cells in kinds for one in found[kind]]
     if told:
         output.table(
             ("AT", "WHAT", "WHERE OR WHO", "STATUS", "CODE OR WHY", "REQUEST ID", "SECONDS"),
@@ -83,6 +84,10 @@ def _attempt(a: Mapping[str, Any]) -> tuple[Any, ...]:
     seconds = None if a["duration"] is None else f"{a['duration']:.3f}"
     what = a["outcome"] + (" (late)" if a["late"] else "")
     return (what, a["mailbox"], a["status"], a["code"], a["request_id"], seconds)
+
+
+def _bounce(b: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (f"bounced ({b['kind']})", b["mailbox"], None, b["code"], None, None)
 
 
 def _event(e: Mapping[str, Any]) -> tuple[Any, ...]:

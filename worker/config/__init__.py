@@ -13,13 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from dotenv import dotenv_values
-from pydantic import (
-    Field,
-    SecretStr,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.checks import Refused
@@ -27,6 +21,7 @@ from worker.checks.addresses import address
 from worker.config.values import (
     Domains,
     Duration,
+    Switch,
     domains,
     duration,
     problem,
@@ -120,6 +115,8 @@ class Settings(BaseSettings):
     settle_margin: Duration = Field(
         timedelta(seconds=300), description="a request may come so long after its token's end"
     )
+    bounces: Switch = Field("on", description="reports that mail came back are read; or off")
+    suppress_bounced: Switch = Field("off", description="on: bad addresses are suppressed")
     token_margin: Duration = Field(
         timedelta(seconds=300), description="a token is renewed this long before its end"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, SecretStr
 from pydantic_settings import NoDecode
@@ -38,6 +38,7 @@ def domains(text: Any) -> frozenset[str]:
 
 Duration = Annotated[timedelta, NoDecode]
 Domains = Annotated[frozenset[str], NoDecode]
+Switch = Literal["off", "on"]
 
 
 def read(name: str, value: SecretStr | None, file: Path | None) -> str | None:

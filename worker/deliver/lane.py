@@ -15,20 +15,19 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 from redis.exceptions import RedisError
 
 from worker.deliver.flight import NAMES, Flight, Landed, Rest
-from worker.deliver.prepare import prepare
+from worker.deliver.prepare import prepare, too_large
 from worker.deliver.standing import SUSPENDED, Standing
 from worker.deliver.values import Deps, Prepared
 from worker.gate import COOLING, HELD, Back, Grant, lane_token
 from worker.limits import Limit, Limits, Used
-from worker.model import Answer, Due, NotSent, Priority
-from worker.policy import HOUR, OVER_LIMIT
+from worker.model import Due, Priority
 from worker.store import Seen, ToClaim
 from worker.store.retrying import is_passing
 from worker.tokens import Token, TokenRefused
@@ -122,10 +121,7 @@ class Lane:
     async def _work(self) -> tuple[str, timedelta]:
         """The loop of the lane; gives what it must wait for and how long, if it must."""
         began = time.monotonic()
-        self._standing = await self._read()
-        if rest := self._standing.rest:  # of which Redis was perhaps not told
-            await self.deps.gate.cool(self.mailbox, rest)
-        grant = await self._ask()  # takes the lane before anything is looked at
+        grant = await self._enter()
         while time.monotonic() < self._ours_until and not self.deps.stop.is_set():
             if ended := self._must_end(began):
                 return ended
@@ -136,7 +132,7 @@ class Lane:
             with self.deps.writer.asking():
                 grant = await self._ask(ready)
             if token and grant.wait is None:
-                ready[0] = _too_large(ready[0], grant.word)
+                ready[0] = too_large(ready[0], grant.word)
             go = grant.count or int(grant.wait is None)
             if grant.rung == before:
                 self._ready.extendleft(reversed(ready[go:]))
@@ -148,6 +144,13 @@ class Lane:
                 break
             await self._until_room()
         return (grant.word, grant.wait) if grant.wait else ("", _NOW)
+
+    async def _enter(self) -> Grant:
+        """Takes the lane, before anything is looked at."""
+        self._standing = await self._read()
+        if rest := self._standing.rest:  # of which Redis was perhaps not told
+            await self.deps.gate.cool(self.mailbox, rest)
+        return await self._ask()
 
     async def _has_ended(self, grant: Grant, *, idle: bool, rung: int) -> bool:
         """Whether the lane goes, because nothing is due or it must wait for more than a moment."""
@@ -195,10 +198,8 @@ class Lane:
         """As well as may be: while Redis or the database is away, the lease runs out."""
         try:
             await self._ask()
-        except RedisError:
-            return
         except Exception as error:
-            if not is_passing(error):
+            if not (isinstance(error, RedisError) or is_passing(error)):
                 raise
 
     async def _read(self) -> Standing:
@@ -242,11 +243,8 @@ class Lane:
         return [self._ready.popleft() for _ in range(min(room, len(self._ready)))]
 
     def _room(self) -> int:
-        most = (
-            1
-            if self._trouble
-            else self._standing.most((self._limits or self.deps.gate.limits).slots)
-        )
+        slots = (self._limits or self.deps.gate.limits).slots
+        most = 1 if self._trouble else self._standing.most(slots)
         return max(0, most - len(self._flying) + len(self._answered))
 
     def _inside(self) -> frozenset[str]:
@@ -386,11 +384,3 @@ class Lane:
         except RedisError:
             return False
         return True
-
-
-def _too_large(prepared: Prepared, limit: str) -> Prepared:
-    """A message that is more than a limit allows in all: it waits, and the others go on."""
-    detail = f"the message alone is more than the limit of {limit} allows"
-    return replace(
-        prepared, problem=NotSent(Answer(code=OVER_LIMIT, detail=detail, retry_after=HOUR))
-    )

@@ -10,7 +10,8 @@ from worker import templates
 from worker.deliver.values import Prepared, attached
 from worker.graph import payload
 from worker.limits import Cost, outside
-from worker.model import Answer, Due, Rejected
+from worker.model import Answer, Due, NotSent, Rejected
+from worker.policy import HOUR, OVER_LIMIT
 from worker.staging import NO_STAGING, RCPT_POLICY, Staging, addresses, refusal, staged
 from worker.store.arrivals import UNREADABLE
 
@@ -56,3 +57,11 @@ def _staged(
     content, subject = staged(staging, due.content, shown.subject)
     count = len(addresses(content))
     return replace(due, content=content, recipients=count), replace(shown, subject=subject)
+
+
+def too_large(prepared: Prepared, limit: str) -> Prepared:
+    """A message that is more than a limit allows in all: it waits, and the others go on."""
+    detail = f"the message alone is more than the limit of {limit} allows"
+    return replace(
+        prepared, problem=NotSent(Answer(code=OVER_LIMIT, detail=detail, retry_after=HOUR))
+    )

@@ -8,12 +8,15 @@ from worker.graph.payload import (
     message_of,
     payload,
 )
+from worker.graph.reports import Bounced, Reports
 from worker.graph.wire import Reply
 
 __all__ = [
     "MARKER_PROPERTY",
+    "Bounced",
     "Graph",
     "Reply",
+    "Reports",
     "as_json",
     "file_attachment",
     "message_of",

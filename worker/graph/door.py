@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from urllib.parse import quote
 
 import httpx
 
-from worker.graph import looks
+from worker.graph import looks, reports
 from worker.graph.drafts import Drafts
 from worker.graph.wire import Wire
-from worker.model import Look, Outcome, Trouble
+from worker.model import Answer, Look, Outcome, Trouble
 
 _JSON = ((b"Content-Type", b"application/json"),)
 
@@ -66,17 +66,38 @@ class Graph:
             found = looks.seen(reply)
             if not isinstance(found, str):
                 return found
-            if not found.startswith(self._users):
+            if (following := self._own(found)) is None:
                 return Trouble(replace(reply.answer, code="ForeignPage"))
-            try:
-                url = httpx.URL(found)
-            except httpx.InvalidURL:
-                return Trouble(replace(reply.answer, code="ForeignPage"))
+            url = following
         return Trouble(replace(reply.answer, code="TooManyPages"))
+
+    async def reports(
+        self, mailbox: str, since: datetime, token: str, page: str | None = None
+    ) -> reports.Reports:
+        """The oldest non-delivery reports in the Inbox that came then or later; one request.
+
+        `page`: the address of a following page. Needs Mail.Read. Nothing that the network does
+        raises; a page anywhere but at Graph's own address is not asked for.
+        """
+        url = self._url(mailbox, reports.search(since)) if page is None else self._own(page)
+        if url is None:
+            return reports.Reports(Answer(code="ForeignPage"), trouble=True)
+        reply = await self._wire.ask(
+            "GET", url, body=b"", token=token, deadline=math.inf, headers=reports.HEADERS,
+            wants=reports.PAGE_BYTES,
+        )  # fmt: skip
+        return reports.seen(reply, mailbox)
 
     async def close(self) -> None:
         """Closes the connections. What is in flight ends as with a lost connection."""
         await self._wire.close()
+
+    def _own(self, page: str) -> httpx.URL | None:
+        """The address of a following page, where it is Graph's own."""
+        try:
+            return httpx.URL(page) if page.startswith(self._users) else None
+        except httpx.InvalidURL:
+            return None
 
     def _url(self, mailbox: str, path: str) -> httpx.URL:
         return httpx.URL(f"{self._users}{quote(mailbox, safe='')}/{path}")

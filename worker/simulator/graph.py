@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -105,7 +105,26 @@ async def _search(exchange: Exchange, path: list[str]) -> web.StreamResponse:
         return await strike(fault, exchange, lambda: None)
     folder = path[3] if len(path) > 3 else None
     found = state.mailboxes.search(exchange.mailbox, folder, query.get("$filter"), time.time())
-    return exchange.json(200, _page(exchange, found))
+    return exchange.json(200, _page(exchange, _in_order(found, query)))
+
+
+def _in_order(found: list[dict[str, Any]], query: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The mails as `$orderby` says. What orders must stand first in the filter.
+
+    https://learn.microsoft.com/graph/api/user-list-messages
+    """
+    match query.get("$orderby", "").lower().split():
+        case []:
+            return found
+        case ["receiveddatetime", *way] if way in ([], ["asc"], ["desc"]):
+            if not query.get("$filter", "receivedDateTime").lower().startswith("receiveddatetime"):
+                text = "The restriction or sort order is too complex for this operation."
+                raise GraphError(400, "InefficientFilter", text)
+            return sorted(
+                found, key=lambda mail: str(mail["receivedDateTime"]), reverse=way == ["desc"]
+            )
+        case _:
+            raise GraphError(400, "BadRequest", "Invalid $orderby.")
 
 
 def _page(exchange: Exchange, found: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from worker.simulator.answers import GraphError
 from worker.simulator.settings import Settings
 
-SENT, DRAFTS = "sentitems", "drafts"
+SENT, DRAFTS, INBOX = "sentitems", "drafts", "inbox"
 _QUOTED = r"'((?:[^']|'')*)'"
 _PROPERTY = re.compile(
     r"singleValueExtendedProperties\s*/\s*any\s*\(\s*(\w+)\s*:\s*"
@@ -21,7 +21,8 @@ _PROPERTY = re.compile(
 )
 _EQUALS = re.compile(rf"(internetMessageId|subject)\s+eq\s+{_QUOTED}", re.IGNORECASE)
 _IS_DRAFT = re.compile(r"isDraft\s+eq\s+(true|false)", re.IGNORECASE)
-_FOLDERS = {"sentitems": SENT, "sent items": SENT, "drafts": DRAFTS}
+_RECEIVED = re.compile(r"receivedDateTime\s+ge\s+([0-9TZ:.+-]+)", re.IGNORECASE)
+_FOLDERS = {"sentitems": SENT, "sent items": SENT, "drafts": DRAFTS, "inbox": INBOX}
 
 
 @dataclass(slots=True, eq=False)
@@ -33,9 +34,12 @@ class Mail:
     sent_at: float  # infinite: a draft that nobody sent
     visible_at: float
     immutable: bool = False  # its id was asked for as one that stays
+    received: bool = False  # it came in: nobody here sent it
 
     def folder(self, now: float) -> str:
         """Where it lies now."""
+        if self.received:
+            return INBOX
         return SENT if now >= self.sent_at else DRAFTS
 
     def resource(self, now: float) -> dict[str, Any]:
@@ -60,6 +64,7 @@ class Criterion:
 
     key: tuple[str, str] | None
     draft: bool | None = None
+    since: float = 0.0  # received then or later
 
 
 class Mailboxes:
@@ -78,6 +83,12 @@ class Mailboxes:
         self._whole.append(mail)
         while len(self._whole) > settings.keep_mails:
             self._whole.popleft().content = {}
+
+    def receive(self, row: dict[str, Any], content: dict[str, Any]) -> None:
+        """Put a mail into the Inbox at its time."""
+        mail = Mail(row, content, row["time"], row["time"], received=True)
+        self._add(mail)
+        self._whole.append(mail)
 
     def draft(self, row: dict[str, Any], content: dict[str, Any], settings: Settings) -> Mail:
         """Put a draft into Drafts."""
@@ -119,7 +130,8 @@ class Mailboxes:
 
     def stored(self, mailbox: str, now: float) -> list[dict[str, Any]]:
         """Every mail of a mailbox, found by searches yet or not."""
-        return [mail.resource(now) for mail in self._mails[mailbox]]
+        there = (mail for mail in self._mails[mailbox] if not mail.received or now >= mail.sent_at)
+        return [mail.resource(now) for mail in there]
 
     def search(
         self, mailbox: str, folder: str | None, text: str | None, now: float
@@ -140,6 +152,7 @@ class Mailboxes:
             if now >= mail.visible_at
             and place in (None, mail.folder(now))
             and all(c.draft in (None, mail.folder(now) == DRAFTS) for c in criteria)
+            and all(c.since <= int(mail.row["time"]) for c in criteria)
         ]
 
     def _candidates(self, mailbox: str, criteria: list[Criterion]) -> list[Mail]:
@@ -165,6 +178,8 @@ def parse_filter(text: str) -> list[Criterion]:
             criteria.append(Criterion((match[1].lower(), _plain(match[2]))))
         elif match := _IS_DRAFT.match(rest):
             criteria.append(Criterion(None, match[1].lower() == "true"))
+        elif match := _RECEIVED.match(rest):
+            criteria.append(Criterion(None, since=_instant(match[1])))
         else:
             raise GraphError(400, "BadRequest", f"Invalid filter clause: {rest[:80]}")
         rest, joined = re.subn(r"^\s+and\s+", "", rest[match.end() :], flags=re.IGNORECASE)
@@ -175,3 +190,10 @@ def parse_filter(text: str) -> list[Criterion]:
 
 def _plain(quoted: str) -> str:
     return quoted.replace("''", "'")
+
+
+def _instant(text: str) -> float:
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise GraphError(400, "BadRequest", f"Invalid date: {text[:40]}") from None

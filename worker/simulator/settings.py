@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, cast
 
 from worker.simulator.hostile import MIX
 
+_BOUNCE = re.compile(r"[^\s=]+=[45]\.\d{1,3}\.\d{1,3}")
 RETRY_AFTER_FORMS = ("integer", "fraction", "date", "absent", "nonsense")
 
 
@@ -56,6 +58,10 @@ class Settings:
     grace_ms: int = _setting(250, "calls this soon after a 429 are refused, not `too early`")
     drafts_seconds: float = _setting(0.0, "an accepted mail lies in Drafts so long")
     search_delay: float = _setting(0.0, "searches find a mail only after so long")
+    bounces: tuple[str, ...] = _setting(
+        (), "addresses or domains whose mail comes back, each with its code: gone.example=5.1.1"
+    )
+    bounce_seconds: float = _setting(0.0, "the report comes into the sender's Inbox so late")
     immutable_ids: bool = _setting(True, "an id that was asked for as immutable stays when sent")
     upload_lifetime: float = _setting(3600.0, "seconds an upload session lives")
     message_limit: int = _setting(150 * 1024 * 1024, "bytes of all attachments of a message")
@@ -72,6 +78,8 @@ class Settings:
             raise SettingError(f"hostile_mix: {unknown[0]!r} is none of {', '.join(MIX)}")
         if self.hostile_percent > 100:
             raise SettingError(f"hostile_percent: at most 100, not {self.hostile_percent:g}")
+        if bad := [one for one in self.bounces if not _BOUNCE.fullmatch(one)]:
+            raise SettingError(f"bounces: gone.example=5.1.1 or the like, not {bad[0]!r}")
         for name in ("concurrency", "request_limit", "token_lifetime"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name}: at least 1, not {getattr(self, name)}")

@@ -19,6 +19,7 @@ from worker.simulator.hostile import Chance
 from worker.simulator.ledger import Ledger
 from worker.simulator.limits import Limits
 from worker.simulator.mail import Mail, Mailboxes
+from worker.simulator.reports import reports
 from worker.simulator.settings import Settings
 from worker.simulator.validation import recipients
 
@@ -112,6 +113,8 @@ class State:
         self.last = {"monotonic": row["monotonic"], "time": row["time"]}
         self.first = self.first or self.last
         self.limits.loads[row["mailbox"]].accepted += 1
+        for report, content in reports(row, self.settings):
+            self.mailboxes.receive(report, content)
 
     def stats(self) -> dict[str, Any]:
         """Counts since the start; the ledger's length is over all starts."""

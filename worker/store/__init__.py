@@ -17,6 +17,7 @@ from sqlalchemy import Engine, RowMapping
 from worker.model import Due
 from worker.store import arrivals, batches, chores
 from worker.store.arrivals import BatchSeen, Chunk, Head
+from worker.store.bounces import Bounce, Bounces
 from worker.store.contents import Contents
 from worker.store.control import Control
 from worker.store.doubt import Doubt
@@ -36,8 +37,8 @@ from worker.store.transactions import Transactions
 from worker.store.writer import Writer
 
 __all__ = [
-    "BatchSeen", "Chunk", "Head", "Seen", "Store", "ToClaim", "ToRecord", "Writer", "make_engine",
-    "newest_revision", "revision", "upgrade",
+    "BatchSeen", "Bounce", "Chunk", "Head", "Seen", "Store", "ToClaim", "ToRecord", "Writer",
+    "make_engine", "newest_revision", "revision", "upgrade",
 ]  # fmt: skip
 
 
@@ -77,6 +78,7 @@ class Store(Transactions):
         self.finding = Finding(engine)
         self.summaries = Summaries(engine)
         self.doubt = Doubt(engine)
+        self.bounces = Bounces(engine)
 
     def look(
         self, mailbox: str, pools: Mapping[str, Sequence[str]], turns: Mapping[str, int], count: int

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, func, literal, or_, select
 
 from worker.model import BatchState, State
+from worker.store.bounces import bounced, of_message, why_bounced
 from worker.store.clock import after
 from worker.store.mailboxes import POSTROOM
 from worker.store.schema import attempts, batches, chunks, events, is_in, messages
@@ -47,6 +48,7 @@ def status(connection: Connection, batch_id: str) -> dict[str, Any] | None:
     return {
         "batch_id": row["id"], "name": row["name"], "state": str(state_of(row)),
         "total": row["total"], "arrived": int(arrived), "counts": counts(connection, batch_id),
+        "bounced": bounced(connection, batch_id),
         "target": row["target"], "target_kind": row["target_kind"],
         "created_at": row["created_at"], "finished_at": row["finished_at"],
         "rate_per_minute": _rate(connection, batch_id),
@@ -86,7 +88,7 @@ def page(connection: Connection, batch_id: str, last: int) -> list[dict[str, Any
         select(
             messages.c.id, messages.c.position, messages.c.recipient.label("to"),
             messages.c.mailbox, messages.c.state, messages.c.attempts,
-            messages.c.error_code, messages.c.request_id, messages.c.sent_at,
+            messages.c.error_code, messages.c.request_id, messages.c.sent_at, why_bounced(),
         )
         .where(messages.c.batch_id == batch_id, messages.c.position > last)
         .order_by(messages.c.position)
@@ -96,7 +98,7 @@ def page(connection: Connection, batch_id: str, last: int) -> list[dict[str, Any
 
 
 def message(connection: Connection, message_id: str) -> dict[str, Any] | None:
-    """One message, its attempts and its events, each in order."""
+    """One message, its attempts, its bounces and its events, each in order."""
     row = connection.execute(select(messages).where(messages.c.id == message_id)).mappings().first()
     if row is None:
         return None
@@ -119,5 +121,6 @@ def message(connection: Connection, message_id: str) -> dict[str, Any] | None:
     return {k: v for k, v in row.items() if k not in hidden} | {
         "to": row["recipient"],
         "attempts": [dict(one) for one in tried.mappings()],
+        "bounces": of_message(connection, message_id),
         "events": [dict(one) for one in happened.mappings()],
     }

@@ -105,6 +105,26 @@ def _refused(connection: Connection, address: str, times: int, answer: Answer) -
         _tell(connection, "suspend", address, POSTROOM, reason, detail)
 
 
+def suspend_for(connection: Connection, address: str, code: str, reason: str) -> None:
+    """Suspends a mailbox that no probe could try, until an operator resumes it; told once."""
+    if _suspend(connection, address, code, reason):
+        _tell(connection, "suspend", address, POSTROOM, reason, {"code": code})
+
+
+def _suspend(connection: Connection, address: str, code: str, reason: str) -> bool:
+    """Without probes; False where that is so already."""
+    _make_sure(connection, address)
+    done = connection.execute(
+        update(mailboxes)
+        .where(_m.address == address, or_(_m.suspended_at.is_(None), _m.probe_at.is_not(None)))
+        .values(
+            suspended_at=func.coalesce(_m.suspended_at, now()), suspended_code=code,
+            suspended_reason=reason, probe_at=None,
+        )
+    )  # fmt: skip
+    return bool(done.rowcount)
+
+
 def _accepted(connection: Connection, address: str) -> None:
     """A mailbox that had refused, or was suspended, sent: it is as good as any."""
     row = connection.execute(
@@ -189,23 +209,12 @@ class Mailboxes(Transactions):
         One that was suspended for its refusals is not probed any more.
         """
         reason = f"suspended by {by}" + (f": {why}" if why else "")
-        ordered = {
-            "suspended_code": BY_OPERATOR, "suspended_reason": reason, "probe_at": None,
-        }  # fmt: skip
 
         def work(connection: Connection) -> bool:
-            _make_sure(connection, address)
-            done = connection.execute(
-                update(mailboxes)
-                .where(
-                    _m.address == address,
-                    or_(_m.suspended_at.is_(None), _m.probe_at.is_not(None)),
-                )
-                .values(suspended_at=func.coalesce(_m.suspended_at, now()), **ordered)
-            )
-            if done.rowcount:
+            new = _suspend(connection, address, BY_OPERATOR, reason)
+            if new:
                 _tell(connection, "suspend", address, by, why)
-            return bool(done.rowcount)
+            return new
 
         return self._do(work)
 

@@ -34,7 +34,7 @@ from sqlalchemy.sql.elements import ColumnElement
 
 from worker.model import State
 from worker.store.clock import after, now
-from worker.store.schema import attempts, batches, contents, events, messages
+from worker.store.schema import attempts, batches, bounces, contents, events, messages
 from worker.store.transactions import Transactions
 
 STEP = 500
@@ -187,7 +187,7 @@ def _forget_messages(connection: Connection, *, batch_id: str) -> int:
     ids = connection.execute(
         select(messages.c.id).where(messages.c.batch_id == batch_id).limit(STEP)
     ).scalars().all()  # fmt: skip
-    for table in (attempts, events):
+    for table in (attempts, bounces, events):
         connection.execute(delete(table).where(table.c.message_id.in_(ids)))
     return connection.execute(delete(messages).where(messages.c.id.in_(ids))).rowcount
 

@@ -26,6 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.elements import ColumnElement
 
+from worker.meanings.bounces import Kind
 from worker.model import State
 from worker.store.clock import Instant
 
@@ -207,6 +208,21 @@ attempts = Table(
     ),
     Index("ix_attempts_mailbox_at", "mailbox", "at"),
     _partial("ix_attempts_external", "external > 0", "at"),
+)
+
+#: Non-delivery reports that came back for a message, long after it was sent; append-only as well.
+bounces = Table(
+    "bounces",
+    metadata,
+    Column("message_id", Id, primary_key=True),
+    Column("report_id", Text, primary_key=True),  # Graph's id of the report, in the mailbox
+    Column("batch_id", Id, nullable=False),
+    Column("mailbox", Text, nullable=False),
+    Column("kind", String(5), nullable=False),
+    Column("code", Text),  # as 5.1.1; NULL: the report names none
+    Column("at", Instant, nullable=False),  # when it was read
+    CheckConstraint(_one_of("kind", *Kind), name="kind"),
+    Index("ix_bounces_batch", "batch_id"),
 )
 
 events = Table(

@@ -30,7 +30,7 @@ class Suppressions(Transactions):
         """Adds (address, reason); how many were new. What is there stays as it is."""
         found, rest = 0, iter(entries)
         while step := {a.lower(): reason for a, reason in islice(rest, STEP)}:
-            found += self._do(lambda c, step=step: _add(c, step, by, why))  # type: ignore[misc]
+            found += self._do(lambda c, step=step: suppress(c, step, by=by, why=why))  # type: ignore[misc]
         return found
 
     def remove(self, given: Iterable[str], *, by: str, why: str | None) -> int:
@@ -139,7 +139,10 @@ def _event(one: Due) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _add(connection: Connection, step: Mapping[str, str | None], by: str, why: str | None) -> int:
+def suppress(
+    connection: Connection, step: Mapping[str, str | None], *, by: str, why: str | None
+) -> int:
+    """Adds addresses (in lower case) with their reasons; how many were new."""
     there = _among(connection, step)
     rows = [{"address": a, "reason": reason, "by": by} for a, reason in step.items()
             if a not in there]  # fmt: skip

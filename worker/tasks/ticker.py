@@ -28,12 +28,15 @@ from worker.standstill import Standstill
 from worker.store.retrying import name_of
 from worker.tasks.process import LANDING
 from worker.tasks.ringing import never_heard
-from worker.tasks.work import run_ingest, run_lane, run_settle, run_sweep
+from worker.tasks.work import run_bounces, run_ingest, run_lane, run_settle, run_sweep
 
 log = logging.getLogger(__name__)
 
 #: How often each worker looks by itself, whether it was rung or not.
 TICK = timedelta(seconds=1)
+#: How often each worker asks which mailboxes are due to be read for bounces, and when it does so
+#: first, in seconds: a report takes minutes to come.
+BOUNCES, BOUNCES_FIRST = 60.0, 300.0
 #: The ticker reads the inbox for so long in one go, in seconds: lanes and leases wait meanwhile.
 READING = 3.0
 #: The exit status of a worker that stood still: EX_SOFTWARE of sysexits.h.
@@ -98,6 +101,8 @@ class Ticker(bootsteps.StartStopStep):
                 "start with: celery -A worker worker -P threads"
             )
         self._looking: Future[dict[str, int]] | None = None
+        self._reading: Future[dict[str, int]] | None = None
+        self._read_at = time.monotonic() + BOUNCES_FIRST
         self._thread = threading.Thread(target=self._run, name="postroom-ticker", daemon=True)
         self._most = int(worker.concurrency)
         self._watch: Standstill | None = None
@@ -122,7 +127,7 @@ class Ticker(bootsteps.StartStopStep):
         rt.submit(_fill_in(rt, self._most))
         while not rt.stop.wait(TICK.total_seconds()):
             # Each for itself: an inbox that cannot be read must not keep the lanes asleep.
-            for chore in (self._show, self._ingest, self._sweep, self._settle):
+            for chore in (self._show, self._ingest, self._sweep, self._settle, self._bounces):
                 _quietly(partial(chore, rt))
             if self._watch is not None:
                 self._watch.tick()
@@ -144,6 +149,18 @@ class Ticker(bootsteps.StartStopStep):
             looking.result()  # raises what went wrong
         if rt.store.doubt.due():
             self._looking = rt.submit(run_settle(rt))
+
+    def _bounces(self, rt: Runtime) -> None:
+        """As looks, on the loop: a mailbox that must wait for its gate keeps nobody waiting."""
+        if rt.settings.bounces == "off" or time.monotonic() < self._read_at:
+            return
+        if self._reading is not None:
+            if not self._reading.done():
+                return
+            reading, self._reading = self._reading, None
+            reading.result()  # raises what went wrong
+        self._read_at = time.monotonic() + BOUNCES
+        self._reading = rt.submit(run_bounces(rt))
 
     def _sweep(self, rt: Runtime) -> None:
         if rt.redis.set(SWEPT, rt.name, nx=True, px=int(TICK.total_seconds() * 900)):

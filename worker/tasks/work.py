@@ -8,12 +8,15 @@ import time
 from typing import Any
 
 from worker import settle as settling
+from worker.bounces import Deps as Reading
+from worker.bounces import read_bounces
 from worker.deliver import SUSPENDED, Deps, Lane, Rules
 from worker.ingest import ingest
-from worker.meters import LEASES, WAITS
+from worker.meters import BOUNCES, LEASES, WAITS
 from worker.runtime import Runtime
 from worker.sweep import sweep, tell_ends
 from worker.tasks.ringing import SOON, ring_after, wake
+from worker.visit import Visitor
 
 log = logging.getLogger(__name__)
 
@@ -73,3 +76,13 @@ async def run_settle(rt: Runtime) -> dict[str, int]:
         store=rt.store, gate=rt.gate, graph=rt.graph, tokens=rt.tokens, rules=rules, stop=rt.stop
     )
     return await settling.settle(deps)
+
+
+async def run_bounces(rt: Runtime) -> dict[str, int]:
+    """Reads the reports that mail came back; says how many came, of which kind."""
+    visitor = Visitor(rt.gate, rt.tokens, rt.store.mailboxes, rt.settings.request_timeout)
+    hard = rt.settings.suppress_bounced == "on"
+    done = await read_bounces(Reading(rt.store, rt.graph, visitor, rt.loops_redis, hard, rt.stop))
+    for kind, n in done.items():
+        rt.meters.add(BOUNCES + kind, n)
+    return done
