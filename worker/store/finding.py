@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, literal, or_, select, text, tuple_
+from sqlalchemy import ColumnElement, and_, func, literal, or_, select, tuple_
 
 from worker.model import BatchState, InvalidMessages, Problem, State
 from worker.store.batches import state_of
 from worker.store.clock import Instant
 from worker.store.clock import after as ago
-from worker.store.schema import ENDED, Id, batches, is_in, messages
+from worker.store.schema import Id, batches, is_ended, is_in, messages
 from worker.store.transactions import Transactions
 
 _BUSY = (State.QUEUED, State.SENDING, State.SENT)
@@ -106,8 +106,7 @@ def _asked(wanted: Wanted) -> list[ColumnElement[bool]]:
     if wanted.state is not None:
         asked.append(is_in(wanted.state))
         if wanted.state not in _BUSY:
-            # SQLite takes a partial index only where its own words stand in the question.
-            asked.append(text(f"({ENDED})"))  # type: ignore[arg-type]
+            asked.append(is_ended())
     if wanted.code is not None:
         asked.append(m.error_code == wanted.code)
     return asked

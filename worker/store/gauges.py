@@ -9,12 +9,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import Connection, Integer, func, select, text
+from sqlalchemy import Connection, Integer, func, select
 
 from worker.model import State
 from worker.store.batches import state_of
 from worker.store.clock import now
-from worker.store.schema import batches, is_in, mailboxes, messages, queues
+from worker.store.schema import batches, is_ended, is_in, mailboxes, messages, queues
 from worker.store.transactions import Transactions
 
 #: So many messages of a state are counted at most.
@@ -72,10 +72,8 @@ def _sending(connection: Connection) -> int:
 
 
 def _trouble(connection: Connection) -> dict[str, int]:
-    # In the very words of the index: SQLite takes no others for the same.
-    some = (
-        select(messages.c.state).where(text("state IN ('failed', 'unknown')")).limit(CAP).subquery()
-    )
+    which = messages.c.state.in_([State.FAILED, State.UNKNOWN])
+    some = select(messages.c.state).where(is_ended(), which).limit(CAP).subquery()
     rows = connection.execute(select(some.c.state, func.count()).group_by(some.c.state))
     return {str(State.FAILED): 0, str(State.UNKNOWN): 0} | {row[0]: row[1] for row in rows}
 

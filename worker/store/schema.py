@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -21,6 +23,7 @@ from sqlalchemy import (
     UniqueConstraint,
     func,
     literal,
+    literal_column,
     text,
 )
 from sqlalchemy.dialects import postgresql
@@ -311,6 +314,13 @@ def is_in(state: State) -> ColumnElement[bool]:
     only then can a plan that is kept for all values use the partial indexes.
     """
     return messages.c.state == literal(str(state), String(), literal_execute=True)
+
+
+def is_ended() -> ColumnElement[Any]:
+    """Whether a message came to another end than sent, in the very words of its partial index:
+    SQLite takes the index for no others.
+    """
+    return literal_column(f"({ENDED})")  # as a Boolean it would be compared with 1
 
 
 def table_names() -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, select, text
+from sqlalchemy import ColumnElement, Connection, func, select
 
 from worker.model import State
 from worker.store.schema import attempts, messages
@@ -48,7 +48,7 @@ class Summaries(Transactions):
                     m.state, m.error_code.label("code"), func.count().label("count"),
                     func.min(m.position).label("position"),
                 )
-                .where(m.batch_id == batch_id, text("state IN ('failed', 'unknown')"))
+                .where(m.batch_id == batch_id, m.state.in_([State.FAILED, State.UNKNOWN]))
                 .group_by(m.state, m.error_code)
                 .order_by(func.count().desc(), m.state, m.error_code)
                 .limit(MOST_CODES)
