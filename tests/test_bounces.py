@@ -20,26 +20,22 @@ from typing import Any
 import pytest
 import redis
 from celery.concurrency.thread import TaskPool
-from redis.asyncio import Redis as AsyncRedis
 
+from tests import doors_kit
 from tests.store_kit import MAILBOX, SENT, Kit, outcome_for, sqlite_only, to_record
 from tests.test_cli import Command, postroom
-from tests.test_settle import nothing
 from worker import Client
 from worker.bounces import Deps, read_bounces
 from worker.cli.steps import steps
 from worker.config import Settings
 from worker.exporter import Exporter
-from worker.gate import Gate
-from worker.graph import Graph, payload
+from worker.graph import payload
 from worker.graph.reports import read
-from worker.limits import Limits
 from worker.meanings.bounces import Kind, kind_of
 from worker.model import Accepted
 from worker.runtime import Runtime
 from worker.simulator import Simulator
 from worker.tasks.ticker import Ticker
-from worker.tokens import Tokens
 from worker.visit import Visitor
 
 __all__ = ["postroom"]
@@ -179,37 +175,11 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, redis_url: str, migrated_url: str) -> Iterator[World]:
-    kit, timeout = Kit(migrated_url), timedelta(seconds=10)
-    bounces = f"{ANN}=5.1.1,over.example=5.1.90"
-    with (
-        Simulator(tmp_path / "simulator", bounces=bounces) as simulator,
-        redis.Redis.from_url(redis_url) as client,
-        asyncio.Runner() as runner,
-    ):
-        tokens = Tokens(
-            client, authority=simulator.url, tenant_id=simulator.tenant_id,
-            client_id=simulator.client_id, credential=simulator.client_secret,
-            scope=f"{simulator.url}/.default", ca_bundle=simulator.ca_bundle,
-            margin=timedelta(minutes=5),
-        )  # fmt: skip
-        ours = AsyncRedis.from_url(redis_url)
-        gate = Gate(ours, Limits(), history=nothing)
-        graph = Graph(simulator.url, ca_bundle=simulator.ca_bundle, request_timeout=timeout)
-        deps = Deps(
-            kit.store,
-            graph,
-            Visitor(gate, tokens, kit.store.mailboxes, timeout),
-            ours,
-            False,
-            Event(),
-        )
-        try:
-            yield World(runner, deps, simulator, kit, client)
-        finally:
-            runner.run(graph.close())
-            runner.run(ours.aclose())
-            tokens.close()
-            kit.store.close()
+    kit, bounces = Kit(migrated_url), f"{ANN}=5.1.1,over.example=5.1.90"
+    with doors_kit.opened(tmp_path, redis_url, bounces=bounces) as doors, closing(kit.store):
+        visitor = Visitor(doors.gate, doors.tokens, kit.store.mailboxes, doors_kit.TIMEOUT)
+        deps = Deps(kit.store, doors.graph, visitor, doors.ours, False, Event())
+        yield World(doors.runner, deps, doors.simulator, kit, doors.redis)
 
 
 def test_a_message_that_came_back_stays_sent_and_counts_as_bounced_once(world: World) -> None:
@@ -425,7 +395,7 @@ def ticks(rt: Runtime) -> Future[dict[str, int]] | None:
     """A worker's ticker when it is time to read; what it began."""
     ticker = Ticker(SimpleNamespace(pool_cls=TaskPool, concurrency=1))
     ticker._bounces(rt)
-    assert ticker._reading is None, "not at once"
+    assert ticker._reading.now is None, "not at once"
     ticker._read_at = 0.0
     ticker._bounces(rt)
-    return ticker._reading
+    return ticker._reading.now

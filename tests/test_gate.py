@@ -11,17 +11,13 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from worker.gate import Back, Gate, Past, keys_of, lane_token
+from tests.doors_kit import nothing
+from worker.gate import Back, Gate, keys_of, lane_token
 from worker.limits import Cost, Limits, Used
 
 MAILBOX = "notices@contoso.com"
 MS = timedelta(milliseconds=1)
 LONG = timedelta(minutes=1)
-
-
-async def nothing(_mailbox: str, _limits: Limits) -> Past:
-    """A mailbox that is new."""
-    return Past()
 
 
 def slots(*names: str) -> list[tuple[str, Cost]]:

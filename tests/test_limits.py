@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from worker.gate import GRANTED, Back, Gate, Past, keys_of
+from tests.doors_kit import nothing
+from worker.gate import GRANTED, Back, Gate, keys_of
 from worker.limits import Book, Cost, Limit, Limits, Rate, Used, Window, outside, share
 
 MAILBOX = "notices@contoso.com"
@@ -209,10 +210,6 @@ def renew(book: Book, now: int) -> int:
     for name, slot in list(book.slots.items()):
         book.slots[name] = replace(slot, until=until)
     return until
-
-
-async def nothing(_mailbox: str, _limits: Limits) -> Past:
-    return Past()
 
 
 # ---- what Graph would see -----------------------------------------------------------------------

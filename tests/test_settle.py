@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,29 +14,20 @@ from threading import Event
 from typing import Any
 
 import pytest
-import redis
-from redis.asyncio import Redis as AsyncRedis
 
+from tests import doors_kit
 from tests.store_kit import MAILBOX, Kit, sqlite_only, to_record
 from tests.support import wait_until
-from worker.gate import Gate, Past
-from worker.graph import Graph, payload
-from worker.limits import Limits
+from worker.graph import payload
 from worker.model import OnUnknown, State, Unknown
 from worker.policy import conclude
 from worker.settle import Deps, Rules, settle
 from worker.simulator import Simulator
-from worker.tokens import Tokens
 
 pytestmark = sqlite_only  # what differs between the databases stands in test_store_doubt
 
 PAST = datetime.now(UTC) - timedelta(hours=1)
 OTHER = "other@contoso.com"
-
-
-async def nothing(_mailbox: str, _limits: Limits) -> Past:
-    """A mailbox that is new."""
-    return Past()
 
 
 @dataclass
@@ -109,33 +101,11 @@ def simulator_options() -> dict[str, Any]:
 def world(
     tmp_path: Path, redis_url: str, migrated_url: str, simulator_options: dict[str, Any]
 ) -> Iterator[World]:
-    rules = Rules(OnUnknown.HOLD, 6, timedelta(seconds=10), timedelta(minutes=5))
-    kit = Kit(migrated_url)
-    with (
-        Simulator(tmp_path / "simulator", **simulator_options) as simulator,
-        redis.Redis.from_url(redis_url) as client,
-        asyncio.Runner() as runner,
-    ):
-        tokens = Tokens(
-            client, authority=simulator.url, tenant_id=simulator.tenant_id,
-            client_id=simulator.client_id, credential=simulator.client_secret,
-            scope=f"{simulator.url}/.default", ca_bundle=simulator.ca_bundle,
-            margin=timedelta(minutes=5),
-        )  # fmt: skip
-        ours = AsyncRedis.from_url(redis_url)
-        gate = Gate(ours, Limits(), history=nothing)
-        graph = Graph(
-            simulator.url, ca_bundle=simulator.ca_bundle, request_timeout=rules.request_timeout
-        )
-        stop = Event()
-        deps = Deps(kit.store, gate, graph, tokens, rules, stop)
-        try:
-            yield World(runner, deps, simulator, kit, stop)
-        finally:
-            runner.run(graph.close())
-            runner.run(ours.aclose())
-            tokens.close()
-            kit.store.close()
+    rules = Rules(OnUnknown.HOLD, 6, doors_kit.TIMEOUT, timedelta(minutes=5))
+    kit, stop = Kit(migrated_url), Event()
+    with doors_kit.opened(tmp_path, redis_url, **simulator_options) as doors, closing(kit.store):
+        deps = Deps(kit.store, doors.gate, doors.graph, doors.tokens, rules, stop)
+        yield World(doors.runner, deps, doors.simulator, kit, stop)
 
 
 #: Long enough ago that nothing of a request with this token can come any more.

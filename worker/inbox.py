@@ -35,6 +35,8 @@ BELL_MS = 1000
 #: How long a whole batch is remembered in Redis, so that a repeat needs no SQL.
 REMEMBER = timedelta(hours=1)
 
+#: What a batch's hash holds of the batch, and not of its chunks.
+_HEAD = ("head", "digest", "chunks", "messages")
 _LUA = Path(__file__).with_name("inbox.lua").read_text(encoding="utf-8")
 
 
@@ -177,12 +179,8 @@ class Inbox:
 
     def head(self, batch_id: str) -> dict[str, Any] | None:
         """As `batch`, without what grows with its chunks: arrived and numbers."""
-        names = ("head", "digest", "chunks", "messages")
-        head, digest, chunks, total = self._redis.hmget(_key(batch_id), names)
-        if head is None:
-            return None
-        return {"head": json.loads(head), "digest": _text(digest), "chunks": int(chunks),
-                "messages": int(total)}  # fmt: skip
+        known = dict(zip(_HEAD, self._redis.hmget(_key(batch_id), _HEAD), strict=True))
+        return None if known["head"] is None else _head_of(known)
 
     def batch(self, batch_id: str) -> dict[str, Any] | None:
         """What Redis knows of a batch, or None.
@@ -194,11 +192,7 @@ class Inbox:
         if not raw:
             return None
         found = {_text(k): _text(v) for k, v in raw.items()}
-        return {
-            "head": json.loads(found["head"]),
-            "digest": found["digest"],
-            "chunks": int(found["chunks"]),
-            "messages": int(found["messages"]),
+        return _head_of(found) | {
             "arrived": int(found["arrived"]),
             "numbers": {int(k[2:]): int(v) for k, v in found.items() if k.startswith("c:")},
         }
@@ -247,6 +241,13 @@ class Inbox:
         except ResponseError as error:
             if "BUSYGROUP" not in str(error):  # another reader was quicker
                 raise
+
+
+def _head_of(known: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "head": json.loads(known["head"]), "digest": _text(known["digest"]),
+        "chunks": int(known["chunks"]), "messages": int(known["messages"]),
+    }  # fmt: skip
 
 
 def _key(batch_id: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from worker.cli import output
+from worker.cli.source import never_ends
 from worker.model import Attachment, Message, Problem
 
 Row = Message | Mapping[str, Any] | Problem
@@ -32,7 +33,7 @@ def _with(rows: Iterable[Row], files: Sequence[Attachment]) -> Iterator[Row]:
 def _read(path: Path) -> Attachment:
     from worker.checks import Refused, check_size
 
-    if path.exists() and not (path.is_file() or path.is_dir()):  # it may never end
+    if never_ends(path):
         raise output.Failed(f"--attach {path}: is no regular file")
     try:
         if path.is_file():

@@ -61,15 +61,16 @@ def opened(
         with _kept() as kept:
             yield _open(kept, kind or Format.CSV, encoding, wanted, STDIN_NAME)
     else:
-        _refuse_pipe(path)
+        if never_ends(path):
+            why = f"{path}: is no regular file; give - and < {path}"
+            raise output.Failed(f"nothing was sent: {why}")
         by_name = Format.JSONL if path.suffix.lower() in {".jsonl", ".ndjson"} else Format.CSV
         yield _open(path, kind or by_name, encoding, wanted, None)
 
 
-def _refuse_pipe(path: Path) -> None:
-    """Rows are read more than once, which a pipe is not; and one that nobody writes never ends."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise output.Failed(f"nothing was sent: {path}: is no regular file; give - and < {path}")
+def never_ends(path: Path) -> bool:
+    """Whether it may be read for ever, and once only: a pipe or a device."""
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 @contextmanager

@@ -134,12 +134,12 @@ class Client(Control, Lists, Mailboxes, Mails, Planning, Settling):
     ) -> Review:
         """As `preview`, but gives the problems, and how many rows there were."""
         rt = self._runtime()
-        source, compiled, wrong = open_template(template, secrets_of(rt.settings))
-        if wrong:
-            return Review(problems=wrong)
         with _keeper(rt) as keeper:
-            door = Door(Call(), source, compiled, _rules(rt, keeper, template))
-            return door.review(messages, count)
+            rules = _rules(rt, keeper, template)
+            source, compiled, wrong = open_template(template, rules.secrets)
+            if wrong:
+                return Review(problems=wrong)
+            return Door(Call(), source, compiled, rules).review(messages, count)
 
     def status(self, batch_id: str) -> dict[str, Any]:
         """State and counts of a batch; what still lies in the inbox counts as queued.
@@ -181,8 +181,9 @@ def _door(
 ) -> tuple[Door, list[Problem]]:  # fmt: skip
     """The door for one call, and what is wrong with the call itself."""
     call, problems = checks.check_call(given, now=now, known_pool=way.knows_pool)
-    source, compiled, wrong = open_template(template, secrets_of(rt.settings))
-    door = Door(call, source, compiled, _rules(rt, keeper, template), keeper, str(given["by"]))
+    rules = _rules(rt, keeper, template)
+    source, compiled, wrong = open_template(template, rules.secrets)
+    door = Door(call, source, compiled, rules, keeper, str(given["by"]))
     return door, [*problems, *wrong]
 
 

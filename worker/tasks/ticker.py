@@ -90,6 +90,20 @@ async def _fill_in(rt: Runtime, most: int) -> None:
             task.add_done_callback(begun.discard)
 
 
+class _OnLoop:
+    """A chore on the loop, one at a time."""
+
+    now: Future[dict[str, int]] | None = None
+
+    def under_way(self) -> bool:
+        """Whether it still runs. Raises what went wrong in one that has ended."""
+        if self.now is None or not self.now.done():
+            return self.now is not None
+        ended, self.now = self.now, None
+        ended.result()
+        return False
+
+
 class Ticker(bootsteps.StartStopStep):
     """Looks after inbox and lanes every second in every worker: no ring, no beat is needed."""
 
@@ -100,8 +114,7 @@ class Ticker(bootsteps.StartStopStep):
                 f"postroom: the pool {pool.rpartition('.')[2]} is not supported; "
                 "start with: celery -A worker worker -P threads"
             )
-        self._looking: Future[dict[str, int]] | None = None
-        self._reading: Future[dict[str, int]] | None = None
+        self._looking, self._reading = _OnLoop(), _OnLoop()
         self._read_at = time.monotonic() + BOUNCES_FIRST
         self._thread = threading.Thread(target=self._run, name="postroom-ticker", daemon=True)
         self._most = int(worker.concurrency)
@@ -142,25 +155,16 @@ class Ticker(bootsteps.StartStopStep):
 
     def _settle(self, rt: Runtime) -> None:
         """Looks on the loop, beside the lanes: neither this thread nor a task waits for them."""
-        if self._looking is not None:
-            if not self._looking.done():
-                return
-            looking, self._looking = self._looking, None
-            looking.result()  # raises what went wrong
-        if rt.store.doubt.due():
-            self._looking = rt.submit(run_settle(rt))
+        if not self._looking.under_way() and rt.store.doubt.due():
+            self._looking.now = rt.submit(run_settle(rt))
 
     def _bounces(self, rt: Runtime) -> None:
         """As looks, on the loop: a mailbox that must wait for its gate keeps nobody waiting."""
         if rt.settings.bounces == "off" or time.monotonic() < self._read_at:
             return
-        if self._reading is not None:
-            if not self._reading.done():
-                return
-            reading, self._reading = self._reading, None
-            reading.result()  # raises what went wrong
-        self._read_at = time.monotonic() + BOUNCES
-        self._reading = rt.submit(run_bounces(rt))
+        if not self._reading.under_way():
+            self._read_at = time.monotonic() + BOUNCES
+            self._reading.now = rt.submit(run_bounces(rt))
 
     def _sweep(self, rt: Runtime) -> None:
         if rt.redis.set(SWEPT, rt.name, nx=True, px=int(TICK.total_seconds() * 900)):
