@@ -175,7 +175,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, redis_url: str, migrated_url: str) -> Iterator[World]:
-    kit, bounces = Kit(migrated_url), f"{ANN}=5.1.1,over.example=5.1.90"
+    kit, bounces = Kit(migrated_url), f"{ANN}=5.1.1,over.example=5.1.90,tenant.example=5.7.233"
     with doors_kit.opened(tmp_path, redis_url, bounces=bounces) as doors, closing(kit.store):
         visitor = Visitor(doors.gate, doors.tokens, kit.store.mailboxes, doors_kit.TIMEOUT)
         deps = Deps(kit.store, doors.graph, visitor, doors.ours, False, Event())
@@ -304,6 +304,21 @@ def test_a_quota_suspends_the_mailbox_until_an_operator_resumes_it(world: World)
     assert world.kit.store.mailboxes.resume(MAILBOX, by="ann", why=None)
     assert world.read() == {}
     assert world.kit.store.mailboxes.suspended([MAILBOX]) == []
+
+
+def test_a_quota_of_the_tenant_suspends_all_mailboxes(world: World) -> None:
+    """No other mailbox may send either: a pool would go on through its other members."""
+    world.kit.store.mailboxes.set_pool("notices", [MAILBOX, "other@contoso.com"])
+    world.send("dan@tenant.example")
+
+    assert world.read() == {"quota": 1}
+
+    found = world.kit.store.mailboxes.suspended([MAILBOX, "other@contoso.com"])
+    assert [one["code"] for one in found] == ["5.7.233", "5.7.233"]
+    assert len(world.events("suspend")) == 2
+    assert steps(STATUS | {"blocked": found}) == [
+        ("postroom mailbox resume --all", "when Exchange lets it send again")
+    ]
 
 
 def test_a_bad_address_is_suppressed_where_that_is_wanted(world: World) -> None:

@@ -93,6 +93,18 @@ def test_a_pool_is_made_and_changed_while_running(postroom: Command, engine: Eng
     assert [(kind, why) for kind, _, _, why in told(engine)] == [("pool", "new"), ("pool", None)]
 
 
+def test_all_suspensions_end_with_one_command(postroom: Command) -> None:
+    """After a quota of the tenant every mailbox is suspended."""
+    for mailbox in ("a@contoso.com", "b@contoso.com"):
+        postroom("mailbox", "suspend", mailbox)
+
+    assert postroom("mailbox", "resume", "--all").stdout == (
+        "a@contoso.com: ready\nb@contoso.com: ready\n"
+    )
+    assert document(postroom("mailbox", "resume", "--all", "--json")) == []
+    assert "give one mailbox, or --all" in postroom("mailbox", "resume").stderr
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

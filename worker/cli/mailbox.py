@@ -71,11 +71,29 @@ def suspend(mailbox: Address, by: By = None, why: Why = None, json: Json = False
 
 
 @app.command()
-def resume(mailbox: Address, by: By = None, why: Why = None, json: Json = False) -> None:
+def resume(
+    mailbox: Annotated[str | None, typer.Argument(metavar="[MAILBOX]", help="Its address.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that are suspended.")] = False,
+    by: By = None,
+    why: Why = None,
+    json: Json = False,
+) -> None:
     """Sends from a suspended mailbox again; one that refused tries with one message."""
+    if (mailbox is None) is not every:
+        raise typer.BadParameter("give one mailbox, or --all")
     with migrated() as rt:
-        done = _client(rt).resume_mailbox(mailbox, by=by or login(), why=why)
-    _say(done, json)
+        client = _client(rt)
+        those = [mailbox] if mailbox else [
+            one["mailbox"] for one in client.mailboxes() if one["state"] == "suspended"
+        ]  # fmt: skip
+        done = [client.resume_mailbox(one, by=by or login(), why=why) for one in those]
+    if every and json:
+        output.print_json(done)
+        return
+    for one in done:
+        _say(one, json)
+    if not done:
+        output.say("no mailbox is suspended")
 
 
 @pools.command("list")

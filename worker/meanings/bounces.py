@@ -29,6 +29,8 @@ _QUOTA: Mapping[str, str] = {
     "5.2.2": _SUBMISSION, "5.7.232": _TENANT, "5.7.233": _TENANT, "5.7.236": _TENANT,
     "5.7.705": _SPAM, "5.7.708": _SPAM, "5.7.750": _SPAM,
 }  # fmt: skip
+#: Of these, what stops all mailboxes of the organisation alike.
+_OF_TENANT = frozenset({"5.7.232", "5.7.233", "5.7.705", "5.7.708", "5.7.750"})
 #: 5.2.2 is the recipient's mailbox, which is full, unless the report speaks of sending.
 _OF_EITHER = "5.2.2"
 
@@ -45,7 +47,13 @@ def of_sender(code: str | None) -> bool:
     return code in _QUOTA
 
 
+def of_tenant(code: str | None) -> bool:
+    """Whether no other mailbox of the organisation can send either."""
+    return code in _OF_TENANT
+
+
 def quota_reason(code: str | None) -> str:
     """Why a mailbox is suspended for such a report, and what helps."""
     said = _QUOTA.get(code or "", _SUBMISSION)
-    return f"{said} Its mail is not delivered. When it may send again: postroom mailbox resume."
+    again = "postroom mailbox resume" + (" --all" if of_tenant(code) else "")
+    return f"{said} Its mail is not delivered. When it may send again: {again}."

@@ -13,10 +13,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Float, distinct, exists, func, literal, select
 
-from worker.meanings.bounces import Kind, quota_reason
+from worker.meanings.bounces import Kind, of_tenant, quota_reason
 from worker.staging import addresses
 from worker.store.clock import after, now
-from worker.store.mailboxes import suspend_for
+from worker.store.mailboxes import known, suspend_for
 from worker.store.schema import attempts, bounces, messages
 from worker.store.statements import insert_for
 from worker.store.suppressions import suppress
@@ -61,9 +61,9 @@ class Bounces(Transactions):
     def record(self, mailbox: str, found: Sequence[Bounce], *, suppress_hard: bool) -> Counter[str]:
         """Writes what is new, for messages that this mailbox sent; how many of each kind.
 
-        A quota suspends the mailbox until an operator resumes it: Graph goes on accepting what is
-        never delivered, so no probe could tell. `suppress_hard`: nobody writes to a recipient
-        again whose address is bad.
+        A quota suspends the mailbox, and one of the tenant all mailboxes, until an operator resumes
+        them: Graph goes on accepting what is never delivered, so no probe could tell.
+        `suppress_hard`: nobody writes to a recipient again whose address is bad.
         """
         return self._do(lambda c: _record(c, mailbox, found, suppress_hard))
 
@@ -106,12 +106,19 @@ def _record(
             continue
         done[str(one.kind)] += 1
         if one.kind is Kind.QUOTA and one.own:
-            suspend_for(connection, mailbox, one.code or "Bounced", quota_reason(one.code))
+            _stop(connection, mailbox, one.code)
         elif one.kind is Kind.HARD and suppress_hard:
             why = f"a report says {one.code}"
             bad = dict.fromkeys(_bad(row.content, one.named), f"bounced: {one.code}")
             suppress(connection, bad, by=BY, why=why)
     return done
+
+
+def _stop(connection: Connection, mailbox: str, code: str | None) -> None:
+    """Nothing more is sent by whom a quota binds."""
+    others = connection.execute(select(known())).scalars() if of_tenant(code) else ()
+    for address in sorted({mailbox, *others}):
+        suspend_for(connection, address, code or "Bounced", quota_reason(code))
 
 
 def _write(connection: Connection, mailbox: str, batch_id: str, one: Bounce) -> bool:

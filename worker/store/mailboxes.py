@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import (
     Connection,
     Float,
+    Subquery,
     and_,
     case,
     delete,
@@ -123,6 +124,15 @@ def _suspend(connection: Connection, address: str, code: str, reason: str) -> bo
         )
     )  # fmt: skip
     return bool(done.rowcount)
+
+
+def known() -> Subquery:
+    """Addresses of which anything is known, that are in a pool, or were lately sent from."""
+    lately = and_(batches.c.target_kind == "mailbox",
+                  batches.c.created_at > after(_seconds(-LISTED)))  # fmt: skip
+    return union(
+        select(_m.address), select(pools.c.mailbox), select(batches.c.target).where(lately)
+    ).subquery("known")
 
 
 def _accepted(connection: Connection, address: str) -> None:
@@ -260,15 +270,8 @@ class Mailboxes(Transactions):
 
     def all(self) -> list[dict[str, Any]]:
         """Every mailbox that is known or was lately sent from, with its state and limits."""
-        known = union(
-            select(_m.address),
-            select(pools.c.mailbox),
-            select(batches.c.target).where(
-                batches.c.target_kind == "mailbox",
-                batches.c.created_at > after(_seconds(-LISTED)),
-            ),
-        ).subquery("known")
-        address = known.c.address
+        those = known()
+        address = those.c.address
         cooling = case((_m.cooldown_until > now(), _m.cooldown_until))
         found = (
             select(
@@ -276,7 +279,7 @@ class Mailboxes(Transactions):
                 _m.suspended_code.label("code"), _m.suspended_reason.label("reason"),
                 _m.suspended_at.label("since"), _m.probe_at,
             )
-            .select_from(known.outerjoin(mailboxes, _m.address == address))
+            .select_from(those.outerjoin(mailboxes, _m.address == address))
             .order_by(address)
         )  # fmt: skip
         with self._reading() as connection:
