@@ -41,7 +41,7 @@ def status(rt: Runtime, batch_id: str) -> dict[str, Any]:
     if found is None:
         raise NotFound(f"no batch {batch_id}")
     remaining = sum(found["counts"][state] for state in _WAITING)
-    rate = found["rate_per_minute"]
+    pace = found.pop("pace")
     mailboxes = _mailboxes(rt, found)
     blocked = _blocked(rt, found, mailboxes) if remaining else store.mailboxes.suspended(mailboxes)
     shut = {one["mailbox"] for one in blocked}
@@ -50,7 +50,7 @@ def status(rt: Runtime, batch_id: str) -> dict[str, Any]:
         "blocked": blocked,
         "trouble": store.summaries.trouble(batch_id) if ill else [],
         "limit": _limit(rt, [m for m in mailboxes if m not in shut]) if remaining else None,
-        "eta": round(60 * remaining / rate) if rate and remaining else None,
+        "eta": round(remaining / pace) if pace and remaining else None,
         "staging": rt.settings.staging.document() if rt.settings.staging else None,
     }
 
@@ -87,7 +87,7 @@ def _unseen(batch_id: str, waiting: Mapping[str, Any]) -> dict[str, Any]:
         "total": waiting["messages"], "arrived": 0,
         "counts": {str(state): 0 for state in State}, "bounced": 0,
         "target": head["target"], "target_kind": head["target_kind"],
-        "created_at": head["created_at"], "finished_at": None, "rate_per_minute": 0,
+        "created_at": head["created_at"], "finished_at": None, "rate_per_minute": 0, "pace": 0.0,
         "paused_reason": None,
     }  # fmt: skip
 

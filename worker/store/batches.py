@@ -8,12 +8,14 @@ from sqlalchemy import Connection, func, literal, or_, select
 
 from worker.model import BatchState, State
 from worker.store.bounces import bounced, of_message, why_bounced
-from worker.store.clock import after
+from worker.store.clock import after, now
 from worker.store.mailboxes import POSTROOM
 from worker.store.schema import attempts, batches, chunks, events, is_in, messages
 
 #: How many rows an export reads in one go.
 PAGE = 1000
+#: A pace is measured over so many seconds at least: the first second says little.
+SHORTEST = 10.0
 
 
 def state_of(row: Any) -> BatchState:
@@ -51,7 +53,7 @@ def status(connection: Connection, batch_id: str) -> dict[str, Any] | None:
         "bounced": bounced(connection, batch_id),
         "target": row["target"], "target_kind": row["target_kind"],
         "created_at": row["created_at"], "finished_at": row["finished_at"],
-        "rate_per_minute": _rate(connection, batch_id),
+        **_rate(connection, batch_id),
         "paused_reason": _paused_reason(connection, row),
     }  # fmt: skip
 
@@ -71,15 +73,19 @@ def _paused_reason(connection: Connection, row: Any) -> str | None:
     return f"paused by {event.by}" + (f": {event.why}" if event.why else "")
 
 
-def _rate(connection: Connection, batch_id: str) -> int:
-    """Messages sent in the last minute."""
-    return connection.execute(
-        select(func.count()).where(
+def _rate(connection: Connection, batch_id: str) -> dict[str, Any]:
+    """How many were sent in the last minute; and `pace`, a second, since the first of these."""
+    row = connection.execute(
+        select(func.count().label("sent"), func.min(messages.c.sent_at).label("first"),
+               now().label("now"))
+        .where(
             messages.c.batch_id == batch_id,
             is_in(State.SENT),
             messages.c.sent_at > after(literal(-60.0)),
         )
-    ).scalar_one()
+    ).one()  # fmt: skip
+    seconds = max(SHORTEST, (row.now - row.first).total_seconds()) if row.sent else SHORTEST
+    return {"rate_per_minute": row.sent, "pace": row.sent / seconds}
 
 
 def page(connection: Connection, batch_id: str, last: int) -> list[dict[str, Any]]:
