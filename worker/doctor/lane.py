@@ -23,11 +23,13 @@ class Busy(Exception):
 
 
 async def borrowed(rt: Runtime, mailbox: str, work: Callable[[], Awaitable[T]]) -> T:
-    """Runs `work` in a slot of this mailbox. Raises Busy, redis.RedisError."""
+    """Runs `work` in a slot of this mailbox. Raises Busy, RedisError, SQLAlchemyError."""
     slot = f"doctor-{lane_token()}"
+    seen = await asyncio.to_thread(rt.store.mailboxes.seen, mailbox)
+    limits = rt.gate.limits.changed(seen.limits)
     give_up = time.monotonic() + PATIENCE
     while True:
-        grant = await rt.gate.visit(mailbox, slot, rt.settings.lease.total_seconds())
+        grant = await rt.gate.visit(mailbox, slot, rt.settings.lease.total_seconds(), limits=limits)
         if grant.count:
             break
         if grant.word == COOLING and grant.wait:
@@ -38,4 +40,4 @@ async def borrowed(rt: Runtime, mailbox: str, work: Callable[[], Awaitable[T]]) 
     try:
         return await work()
     finally:
-        await rt.gate.give_back(mailbox, slot)
+        await rt.gate.give_back(mailbox, slot, limits=limits)
