@@ -149,12 +149,21 @@ def processor(children: Sequence[Child]) -> float:
     return float(total) / TICKS
 
 
-def wait(ready: Callable[[], Any], what: str, *, pause: float = 0.05) -> None:
+def resident_mb(pid: int) -> float:
+    """Memory of a process that lies in RAM now."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    [kilobytes] = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")]
+    return int(kilobytes) / 1024
+
+
+def wait(
+    ready: Callable[[], Any], what: str, *, pause: float = 0.05, seconds: float = PATIENCE
+) -> None:
     """Until `ready()` holds; ends the benchmark where that takes too long."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:
-            raise SystemExit(f"waited {PATIENCE:g} s in vain: {what}")
+            raise SystemExit(f"waited {seconds:g} s in vain: {what}")
         time.sleep(pause)
 
 
