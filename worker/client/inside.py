@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session, scoped_session
 
 from worker.client.keeper import Keeper
 from worker.client.spool import Spool
@@ -97,6 +96,8 @@ class Inside:
 def _connection_of(session: object) -> Connection:
     if isinstance(session, Connection):
         return session
+    from sqlalchemy.orm import Session, scoped_session  # 6 MB that a worker does not need
+
     if isinstance(session, Session | scoped_session):
         found: Connection = session.connection()
         return found
