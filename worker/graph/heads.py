@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import functools
 import re
+from asyncio import sslproto
 from typing import Any
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
+#: What a TLS connection reads into, in bytes: a whole record (RFC 8446, 5.1). asyncio sets 256 kB
+#: aside for each, a worker has hundreds of them, and Graph's answers are short.
+_READ_INTO = 16 * 1024
 #: So much of an answer is kept; interim heads (1xx) come before the one that counts.
 _KEPT = 4096
 _ACCEPTED = re.compile(rb"(?:HTTP/1\.[01] 1\d\d[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n)*"
@@ -51,11 +55,12 @@ class Connection(ResponseHandler):
 
 
 def make_connector(**given: Any) -> aiohttp.TCPConnector:
-    """A connector whose connections keep heads.
+    """A connector whose connections keep heads and are small.
 
-    aiohttp has no public place for this. Should the private one move, an answer that breaks off
-    is doubt again, which is safe, and a test says so.
+    aiohttp and asyncio have no public places for this. Should the private ones move, an answer that
+    breaks off is doubt again, which is safe, and a test says so; connections are large again.
     """
+    sslproto.SSLProtocol.max_size = _READ_INTO
     connector: Any = aiohttp.TCPConnector(**given)
     connector._factory = functools.partial(Connection, loop=connector._loop)
     return connector  # type: ignore[no-any-return]
