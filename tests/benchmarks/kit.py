@@ -151,8 +151,17 @@ def processor(children: Sequence[Child]) -> float:
 
 def resident_mb(pid: int) -> float:
     """Memory of a process that lies in RAM now."""
+    return _status_mb(pid, "VmRSS")
+
+
+def own_mb(pid: int) -> float:
+    """That of it which is no file: libraries lie in RAM once for all processes."""
+    return _status_mb(pid, "RssAnon")
+
+
+def _status_mb(pid: int, name: str) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
-    [kilobytes] = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")]
+    [kilobytes] = [line.split()[1] for line in status.splitlines() if line.startswith(f"{name}:")]
     return int(kilobytes) / 1024
 
 
