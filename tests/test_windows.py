@@ -43,7 +43,7 @@ def test_workers_killed_and_started_at_random_exceed_no_window(service: Service)
     service.environment |= RATE
     chance = random.Random(3)
     workers = [service.worker(f"w{n}") for n in range(3)]
-    batch = service.enqueue(500)
+    batch = service.enqueue(300)
     for number in range(4):
         wait_for_sent(service, batch, 30 + 60 * number)
         victim = workers.pop(chance.randrange(3))
@@ -52,7 +52,7 @@ def test_workers_killed_and_started_at_random_exceed_no_window(service: Service)
     counts = service.wait_for_end(batch, 90)
 
     assert held(service) == {"throttled": 0, "peak": 4}
-    assert counts["sent"] + counts["unknown"] == 500
+    assert counts["sent"] + counts["unknown"] == 300
     assert counts["unknown"] <= 4 * 4 * 5  # what was in flight at each kill, at the very most
     assert set(service.accepted().values()) == {1}
 
@@ -95,7 +95,7 @@ def test_a_pause_past_the_lease_breaks_no_limit(service: Service) -> None:
     """Another worker has the lanes when it wakes: it sends nothing more on them."""
     service.environment |= RATE
     first, _ = service.worker("one"), service.worker("two")
-    batch = service.enqueue(500)
+    batch = service.enqueue(350)
     wait_until(lambda: service.counts(batch)["sent"] > 50, "some are sent")
     first.signal(signal.SIGSTOP)
     before = len(service.accepted())
@@ -118,14 +118,14 @@ def test_a_redis_emptied_in_mid_run_costs_no_429(service: Service) -> None:
     service.environment |= RATE
     for name in ("one", "two"):
         service.worker(name)
-    batch = service.enqueue(400)
+    batch = service.enqueue(300)
     with redis.Redis.from_url(service.environment["POSTROOM_REDIS_URL"]) as client:
         for sent in (60, 140, 220):
             wait_for_sent(service, batch, sent)
             client.flushdb()
     counts = service.wait_for_end(batch, 90)
 
-    assert counts == Counter(sent=400) + Counter()
+    assert counts == Counter(sent=300) + Counter()
     assert held(service) == {"throttled": 0, "peak": 4}
     assert set(service.accepted().values()) == {1}
 
