@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,10 @@ def inbox(client: redis.Redis) -> list[Any]:
 
 def test_one_message_needs_no_csv(send: Send, redis_client: redis.Redis):
     """Its text from standard input, its time and its end with their zones."""
+    day, end = (datetime.now(UTC).date() + timedelta(days=n) for n in (30, 60))
     done = send("--to", "ann@fabrikam.com", "--to", "bob@fabrikam.com", "--subject", "Hello",
-                "--text", "-", "--send-at", "2026-11-25T00:00Z", "--expires-at",
-                "2027-01-01T00:00+01:00", "--ignore-suppressions", "--by", "ada",
+                "--text", "-", "--send-at", f"{day}T00:00Z", "--expires-at",
+                f"{end}T00:00+01:00", "--ignore-suppressions", "--by", "ada",
                 given="Dear both")  # fmt: skip
     batch_id = document(done)["batch_id"]
 
@@ -63,8 +65,8 @@ def test_one_message_needs_no_csv(send: Send, redis_client: redis.Redis):
     assert [one["address"] for one in row[3]["to"]] == ["ann@fabrikam.com", "bob@fabrikam.com"]
     head = json.loads(str(redis_client.hget(f"postroom:batch:{batch_id}", "head")))
     assert head["template"] == {"subject": "Hello", "text": "Dear both"}
-    assert head["send_at"] == "2026-11-25T00:00:00+00:00"
-    assert head["expires_at"] == "2026-12-31T23:00:00+00:00"
+    assert head["send_at"] == f"{day}T00:00:00+00:00"
+    assert head["expires_at"] == f"{end - timedelta(days=1)}T23:00:00+00:00"
     assert (head["ignore_suppressions"], head["by"]) == (True, "ada")
 
 
