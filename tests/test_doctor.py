@@ -19,12 +19,14 @@ from worker.client import Client
 from worker.config import Settings
 from worker.doctor import Check, Status, Visit, examine, letter, microsoft, servers, service
 from worker.doctor.words import explain
+from worker.meanings.bounces import quota_reason
 from worker.meanings.entra import ENTRA
 from worker.model import Answer, Found, Message, Unknown
 from worker.report import ALIVE, BEAT
 from worker.runtime import Runtime
 from worker.servers import RedisServer
 from worker.simulator import Simulator
+from worker.store.mailboxes import suspend_for
 
 SENDER = "notices@contoso.com"
 OTHER = "director@contoso.com"
@@ -645,6 +647,19 @@ def test_a_mailbox_that_an_operator_suspended_is_only_worth_a_word(doctor: Docto
     rt.close()
     assert_says(doctor()["mailboxes"], Status.WARN, f"{OTHER} is suspended: suspended by ann: on "
                 "leave (Suspended); and 1 more", f"mailbox resume {OTHER}")  # fmt: skip
+
+
+@pytest.mark.parametrize(("code", "whom"), [("5.1.90", SENDER), ("5.7.233", "--all")])
+def test_a_mailbox_whose_mail_is_not_delivered_waits_for_an_operator(
+    doctor: Doctor, code: str, whom: str
+) -> None:
+    """No probe can tell when its quota is over; one of the tenant stops all."""
+    rt = Runtime(Settings.from_env())
+    with rt.store.engine.begin() as connection:
+        suspend_for(connection, SENDER, code, quota_reason(code))
+    rt.close()
+    assert_says(doctor()["mailboxes"], Status.FAIL, f"{SENDER} is suspended: ",
+                f"lets it send again, run: postroom mailbox resume {whom}")  # fmt: skip
 
 
 def test_the_tenants_own_limit_is_told_with_its_formula(

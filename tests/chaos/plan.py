@@ -44,15 +44,20 @@ class Plan:
     hostile_percent: float = 1.0
 
     def calls(self) -> list[dict[str, Any]]:
-        """The calls of enqueue: key, rows, target; together they make the run's messages."""
+        """The calls of enqueue: key, rows, target; together they make the run's messages.
+
+        No mailbox has much more to send than another: four requests at once of 300 ms each make
+        13 a second, and the end of a run would be a wait for the one that had the most.
+        """
         chance = random.Random(f"calls {self.seed}")
+        given = dict.fromkeys(chance.sample(MAILBOXES, len(MAILBOXES)), 0)
         sizes, left = [], self.messages
         while left:
             size = min(left, chance.choice([s for s in SIZES if s <= max(1, self.messages // 5)]))
             sizes.append(size)
             left -= size
         return [
-            {"key": f"s{self.seed}-{n}", "rows": rows, **_target(chance)}
+            {"key": f"s{self.seed}-{n}", "rows": rows, **_target(chance, given, rows)}
             for n, rows in enumerate(sizes)
         ]
 
@@ -95,10 +100,13 @@ def _early(chance: random.Random, count: int) -> Callable[[str], float]:
     return lambda kind: chance.uniform(0, count / 2) if kind == "producer_kill" else next(places)
 
 
-def _target(chance: random.Random) -> dict[str, str]:
+def _target(chance: random.Random, given: dict[str, int], rows: int) -> dict[str, str]:
+    """The pool, or the mailbox that was given the least so far."""
     if chance.random() < 0.7:
         return {"pool": POOL}
-    return {"sender": chance.choice(MAILBOXES)}
+    least = min(given, key=given.__getitem__)
+    given[least] += rows
+    return {"sender": least}
 
 
 def _in_turn(chance: random.Random) -> Iterator[str]:

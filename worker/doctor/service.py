@@ -13,6 +13,7 @@ import httpx
 from worker import report
 from worker.doctor.values import Check, Visit, failed, passed, skipped, warned
 from worker.limits import Limit, Limits, Rate
+from worker.meanings.bounces import of_sender, of_tenant
 from worker.store.mailboxes import BY_OPERATOR
 
 #: Where Flower listens if nobody says otherwise.
@@ -43,9 +44,12 @@ def mailboxes(visit: Visit) -> Iterator[Check]:
     first = suspended[0]
     others = f"; and {len(suspended) - 1} more" if len(suspended) > 1 else ""
     detail = f"{first['mailbox']} is suspended: {first['reason']} ({first['code']}){others}"
-    resume = f"run: postroom mailbox resume {first['mailbox']}"
+    whom = "--all" if of_tenant(first["code"]) else first["mailbox"]
+    resume = f"run: postroom mailbox resume {whom}"
     if first["code"] == BY_OPERATOR:
         yield warned(name, detail, resume)
+    elif of_sender(first["code"]):
+        yield failed(name, detail, f"when Exchange lets it send again, {resume}")
     elif (visit.mailbox or "").lower() != first["mailbox"]:
         yield failed(name, detail, f"run: postroom doctor --mailbox {first['mailbox']}")
     elif visit.admitted:
