@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from worker.meanings.bounces import of_sender, of_tenant
+from worker.meanings.bounces import of_sender, to_resume
 from worker.model import BatchState, State
 
 #: A command that can be pasted, and what it is for.
@@ -41,6 +41,5 @@ def _unblock(target: str, blocked: Mapping[str, Any]) -> Step:
     if blocked["code"] == BY_OPERATOR:
         return f"postroom mailbox resume {mailbox}", "sends from it again"
     if of_sender(blocked["code"]):
-        whom = "--all" if of_tenant(blocked["code"]) else mailbox
-        return f"postroom mailbox resume {whom}", "when Exchange lets it send again"
+        return to_resume(blocked["code"], mailbox), "when Exchange lets it send again"
     return f"postroom doctor --mailbox {mailbox}", "what is wrong, and what to do"

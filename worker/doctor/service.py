@@ -13,7 +13,7 @@ import httpx
 from worker import report
 from worker.doctor.values import Check, Visit, failed, passed, skipped, warned
 from worker.limits import Limit, Limits, Rate
-from worker.meanings.bounces import of_sender, of_tenant
+from worker.meanings.bounces import of_sender, to_resume
 from worker.store.mailboxes import BY_OPERATOR
 
 #: Where Flower listens if nobody says otherwise.
@@ -44,8 +44,7 @@ def mailboxes(visit: Visit) -> Iterator[Check]:
     first = suspended[0]
     others = f"; and {len(suspended) - 1} more" if len(suspended) > 1 else ""
     detail = f"{first['mailbox']} is suspended: {first['reason']} ({first['code']}){others}"
-    whom = "--all" if of_tenant(first["code"]) else first["mailbox"]
-    resume = f"run: postroom mailbox resume {whom}"
+    resume = f"run: {to_resume(first['code'], first['mailbox'])}"
     if first["code"] == BY_OPERATOR:
         yield warned(name, detail, resume)
     elif of_sender(first["code"]):

@@ -52,8 +52,12 @@ def of_tenant(code: str | None) -> bool:
     return code in _OF_TENANT
 
 
+def to_resume(code: str | None, mailbox: str = "") -> str:
+    """The command that lets a mailbox send again which was suspended for this code."""
+    return f"postroom mailbox resume {'--all' if of_tenant(code) else mailbox}".rstrip()
+
+
 def quota_reason(code: str | None) -> str:
     """Why a mailbox is suspended for such a report, and what helps."""
     said = _QUOTA.get(code or "", _SUBMISSION)
-    again = "postroom mailbox resume" + (" --all" if of_tenant(code) else "")
-    return f"{said} Its mail is not delivered. When it may send again: {again}."
+    return f"{said} Its mail is not delivered. When it may send again: {to_resume(code)}."
