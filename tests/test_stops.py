@@ -23,7 +23,7 @@ def more_sent(service: Service, batch: str, count: int) -> bool:
 @pytest.mark.parametrize("simulator_options", [{"latency_ms": "100"}])
 def test_ten_stops_of_all_workers_in_mid_batch_leave_nothing_unknown(service: Service) -> None:
     """A day of deploys: SIGTERM to all workers, ten times; each ends well, nothing is in doubt."""
-    batch = service.enqueue(4000)
+    batch = service.enqueue(40_000)
     sent = 0
     for n in range(10):
         workers = [service.worker(f"{name}-{n}") for name in ("one", "two")]
@@ -37,7 +37,7 @@ def test_ten_stops_of_all_workers_in_mid_batch_leave_nothing_unknown(service: Se
         sent = counts["sent"]
 
     accepted = service.accepted()
-    assert sent < 4000, "it was over before the last stop"
+    assert sent < 40_000, "it was over before the last stop"
     assert set(accepted.values()) == {1}
     assert len(accepted) == sent
 
