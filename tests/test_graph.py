@@ -333,7 +333,7 @@ def test_an_answer_that_nobody_asked_for_is_not_the_next_ones(authority):
 
         async with Server(authority, twice) as server, opened(graph_for(server)) as graph:
             assert isinstance(await send(graph), Accepted)
-            [[(protocol, _)]] = graph._wire._transport.client.connector._conns.values()
+            [[(protocol, _)]] = graph._wire._session.connector._conns.values()
             late.set()
             while not protocol._buffer:
                 await asyncio.sleep(0.01)  # its bytes are on the way

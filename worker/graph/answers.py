@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-import httpx
+import aiohttp
 
 from worker.model import Answer
 from worker.policy import BY_CODE, retry_after
@@ -19,16 +19,16 @@ _ADDRESS = re.compile(r"[^\s<>()'\":;,]+@[^\s<>()'\":;,]+")
 
 
 def answer_of(
-    response: httpx.Response, content: bytes, client_request_id: str, took: timedelta
+    response: aiohttp.ClientResponse, content: bytes, client_request_id: str, took: timedelta
 ) -> Answer:
     headers = response.headers
     errors = list(_errors(content)) if content else []
     request_id = headers.get("request-id") or _first(errors, "request-id")
     detail = _first(errors, "message")
-    if 300 <= response.status_code < 400:
+    if 300 <= response.status < 400:
         detail = "Graph's address answered with a redirect, which is not followed"
     return Answer(
-        status=response.status_code,
+        status=response.status,
         code=_code(errors),
         detail=for_people(detail) if detail else None,
         request_id=for_people(request_id)[:100] if request_id else None,

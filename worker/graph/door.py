@@ -7,14 +7,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from urllib.parse import quote
 
-import httpx
-
 from worker.graph import looks, reports
 from worker.graph.drafts import Drafts
 from worker.graph.wire import Wire
 from worker.model import Answer, Look, Outcome, Trouble
 
-_JSON = ((b"Content-Type", b"application/json"),)
+_JSON = {"Content-Type": "application/json"}
 
 
 class Graph:
@@ -30,7 +28,7 @@ class Graph:
     ) -> None:
         """`ca_bundle`: a PEM file that alone is trusted, whatever the environment says."""
         self._users = url.rstrip("/") + "/v1.0/users/"
-        self._urls: dict[str, httpx.URL] = {}
+        self._urls: dict[str, str] = {}
         self._wire = Wire(
             url, ca_bundle=ca_bundle, request_timeout=request_timeout, connections=connections
         )
@@ -92,12 +90,9 @@ class Graph:
         """Closes the connections. What is in flight ends as with a lost connection."""
         await self._wire.close()
 
-    def _own(self, page: str) -> httpx.URL | None:
+    def _own(self, page: str) -> str | None:
         """The address of a following page, where it is Graph's own."""
-        try:
-            return httpx.URL(page) if page.startswith(self._users) else None
-        except httpx.InvalidURL:
-            return None
+        return page if page.startswith(self._users) else None
 
-    def _url(self, mailbox: str, path: str) -> httpx.URL:
-        return httpx.URL(f"{self._users}{quote(mailbox, safe='')}/{path}")
+    def _url(self, mailbox: str, path: str) -> str:
+        return f"{self._users}{quote(mailbox, safe='')}/{path}"

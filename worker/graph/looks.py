@@ -21,7 +21,7 @@ PAGE_BYTES = 64 * 1024
 PAGES = 5
 #: The id that is given then still names the mail when it moves from Drafts to Sent Items.
 #: https://learn.microsoft.com/graph/outlook-immutable-id
-HEADERS = ((b"Prefer", b'IdType="ImmutableId"'),)
+HEADERS = {"Prefer": 'IdType="ImmutableId"'}
 
 
 def search(message_id: str) -> str:

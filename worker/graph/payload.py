@@ -15,6 +15,8 @@ MARKER_PROPERTY = f"String {{d5b1f3f0-5c0e-4a53-9a0f-7d1c6c2e8b4a}} Name {MARKER
 #: https://learn.microsoft.com/office/client-developer/outlook/mapi/pidtaglistunsubscribe-canonical-property
 _LIST_UNSUBSCRIBE = "String 0x1045"
 
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 
 def payload(
     content: Mapping[str, Any], *, message_id: str, subject: str, html: str | None,
@@ -67,7 +69,7 @@ def _inline(reference: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_json(document: Mapping[str, Any]) -> bytes:
     """Compact JSON. A lone surrogate has no UTF-8; a question mark must not stop a lane."""
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+    return _COMPACT.encode(document).encode(errors="replace")
 
 
 def message_of(

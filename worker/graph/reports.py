@@ -23,7 +23,7 @@ from worker.model import Answer, Blame, Blocked
 TOP, PAGE_BYTES = 20, 4 * 1024 * 1024
 #: So much of one report is looked through.
 REPORT = 256 * 1024
-HEADERS = ((b"Prefer", b'IdType="ImmutableId", outlook.body-content-type="text"'),)
+HEADERS = {"Prefer": 'IdType="ImmutableId", outlook.body-content-type="text"'}
 #: PidTagMessageClass, and the class that Exchange gives to every report that a mail went nowhere.
 #: https://learn.microsoft.com/openspecs/exchange_server_protocols/ms-oxorept/
 CLASS, NON_DELIVERY = "String 0x001A", "REPORT.IPM.Note.NDR"
