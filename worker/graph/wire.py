@@ -1,4 +1,4 @@
-"""One request to Graph and what came back. No retries of a POST, no redirects.
+"""One request to Graph and what came back. No retries, no redirects.
 
 Over HTTP/1.1 only, by aiohttp: httpx around it cost a tenth of a message's processor time, and told
 less of what broke.
@@ -94,8 +94,7 @@ class Wire:
         self, method: str, url: str, *, body: bytes, deadline: float,
         token: str | None = None, headers: Mapping[str, str] | None = None, wants: int = 0,
     ) -> Reply:  # fmt: skip
-        """One request with a body (which may be empty). A POST is sent at most once; what may be
-        repeated without harm is, by aiohttp, where a connection that was kept turns out dead.
+        """One request with a body (which may be empty), sent at most once.
 
         `deadline`: the instant of `time.monotonic()` from which on the request must not leave; it
         is looked at after the connection is made, just before the first byte. `token`: the bearer
@@ -159,7 +158,8 @@ class _GuardedBody(aiohttp.Payload):
     """The request's body, and the last word on whether the request leaves.
 
     aiohttp asks for the body once it is connected, and holds the head back until it has the
-    first of it. So `left` says exactly whether a byte of the request went out.
+    first of it. So `left` says exactly whether a byte of the request went out. After a lost
+    connection it would repeat a GET, PUT or DELETE by itself, and ask for the body anew.
     """
 
     def __init__(self, content: bytes, deadline: float) -> None:
@@ -171,7 +171,9 @@ class _GuardedBody(aiohttp.Payload):
         self.connection: Connection | None = None  #: that the request went out on
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """Lets the request go, unless it is too late."""
+        """Lets the request go, once, and unless it is too late."""
+        if self.left:
+            raise RuntimeError("the connection was lost")
         if time.monotonic() >= self._deadline:
             self.late = True
             raise RuntimeError(LEASE_NEARLY_OVER)
