@@ -492,9 +492,9 @@ def test_the_list_shows_the_newest_batch_first(
 
 
 def test_status_names_suspended_mailboxes_and_the_time_to_go(
-    ended: str, postroom: Command, engine: Engine
+    ended: str, postroom: Command, engine: Engine, redis_client: redis.Redis
 ):
-    """Why a batch stands still is part of its status."""
+    """Why a batch stands still is part of its status; while no worker runs, no time is promised."""
     since = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     with engine.begin() as connection:
         for address in (SENDER, "other@contoso.com"):
@@ -506,6 +506,8 @@ def test_status_names_suspended_mailboxes_and_the_time_to_go(
             )  # fmt: skip
     document(postroom("batch", "retry", ended, "--json"))
 
+    assert document(postroom("batch", "status", ended, "--json"))["eta"] is None
+    redis_client.set("postroom:worker:host:1:abc", "1", ex=60)
     status = document(postroom("batch", "status", ended, "--json"))
 
     assert status["blocked"] == [{"mailbox": SENDER, "code": "ErrorAccessDenied",

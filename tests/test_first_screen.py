@@ -26,7 +26,7 @@ pytestmark = sqlite_only  # both databases are asked in the same words
 POSTROOM = str(Path(sys.executable).with_name("postroom"))
 #: A terminal as it opens.
 COLUMNS, ROWS = 100, 40
-START = "start one: celery -A worker worker -P threads"
+START = "start one: celery -A worker worker -P threads -c 32 -l INFO"
 
 
 @dataclass
@@ -108,6 +108,66 @@ def test_a_wrong_secret_is_named_with_entra_s_code_and_the_setting(operator: Ope
                 "-> Set POSTROOM_CLIENT_SECRET", "docs/entra-setup.md, step 4")  # fmt: skip
 
 
+def test_a_secret_mended_where_the_workers_do_not_read_it_is_told(operator: Operator) -> None:
+    """What they were told stands until they are restarted, whoever asks with the new one."""
+    operator.post.simulator.settings(client_secret="another")
+    batch = operator.batch()
+    operator.post.deliver()
+    operator.post.runtime.redis.set(f"{ALIVE}one", "1", ex=60)
+    operator.environment["POSTROOM_CLIENT_SECRET"] = "another"
+
+    status = operator.status(batch)
+    doctor = operator.doctor()
+    listed = operator.screen("mailbox", "list")
+
+    assert_says(line(status, "blocked: "), SENDER, "AADSTS7000215", "restart them")
+    assert_says(doctor["workers"], "1 running", "AADSTS7000215", " since 20", "restart them")
+    assert_says(line(listed, "postroom: "), "nothing is sent", "AADSTS7000215", "postroom doctor")
+
+
+def test_a_wrong_secret_that_does_not_show_yet_is_told_with_the_hour(operator: Operator) -> None:
+    """The workers send with the token that they share, and until it has ended all is well."""
+    batch = operator.batch()
+    operator.post.deliver()
+    operator.post.simulator.settings(client_secret="another")
+
+    doctor = operator.doctor()
+    status = operator.status(batch)
+
+    ends = operator.post.runtime.tokens.shared_until()
+    assert ends
+    assert_says(doctor["credential"], "AADSTS7000215", f"they share until {ends:%H:%MZ}")
+    assert not [one for one in status if one.startswith(("blocked", "run"))]
+
+
+def test_a_batch_that_was_sent_in_spite_of_it_names_no_block(operator: Operator) -> None:
+    """Others of the pool sent it: there is nothing to do for this batch."""
+    operator.post.client.set_pool("notices", [SENDER, "other@contoso.com"])
+    operator.post.client.suspend_mailbox("other@contoso.com")
+    batch = operator.batch(sender=None, pool="notices")
+
+    waiting = operator.status(batch)
+    operator.post.deliver()
+    ended = operator.status(batch)
+
+    assert line(waiting, "blocked: ")
+    assert line(ended, "sent").split() == ["sent", "3"]
+    assert not [one for one in ended if one.startswith(("blocked", "run"))]
+
+
+def test_one_cause_of_many_mailboxes_is_one_line(operator: Operator) -> None:
+    """A pool of twelve does not fill the screen with what is said once."""
+    names = [f"n{number:02}@contoso.com" for number in range(12)]
+    operator.post.client.set_pool("notices", names)
+    operator.post.simulator.settings(client_secret="another")
+    batch = operator.batch(sender=None, pool="notices")
+    operator.post.deliver(names[0])
+
+    said = line(operator.status(batch), "blocked: ")
+
+    assert_says(said, "12 mailboxes (n00@contoso.com, n01@contoso.com and 10 more)", "AADSTS")
+
+
 def test_a_mailbox_out_of_scope_is_named_until_it_is_resumed(operator: Operator) -> None:
     """First the step in Exchange; once the mailbox is admitted, the command that sends on."""
     operator.post.simulator.settings(out_of_scope=[SENDER])
@@ -158,8 +218,7 @@ def test_a_killed_worker_is_missed_and_what_it_held_is_named(
     operator.post.simulator.fault("hang_before", 0)
     batch = operator.batch()
     short = {"POSTROOM_REQUEST_TIMEOUT": "1s", "POSTROOM_LEASE": "2s"}
-    command = ["celery", "-A", "worker", "worker", "-P", "threads", "-c", "2", "-l", "INFO",
-               "--without-gossip", "--without-mingle"]  # fmt: skip
+    command = ["celery", "-A", "worker", "worker", "-P", "threads", "-c", "2", "-l", "INFO"]
     client, redis = operator.post.client, operator.post.runtime.redis
     victim = processes.start(command, operator.environment | short)
     wait_until(lambda: client.status(batch)["counts"]["sending"] == 3, "all are claimed", 30)
@@ -180,7 +239,7 @@ def test_a_killed_worker_is_missed_and_what_it_held_is_named(
     assert_says(line(ended, "unknown: 3: "), "LeaseExpired", "The worker that was sending it ended")
     assert_says(line(ended, "    row 1, "), SENDER, "was not heard of again")
     assert [one.split("  # ")[0] for one in ended if one.startswith("run: ")] == [
-        f"run: {which}", f"run: {settle}WORD",
+        f"run: {which}", f"run: {settle}sent",
     ]  # fmt: skip
     assert f"3 unknown; to settle: {which}, then {settle}..." in second.tail(100_000)
 
@@ -210,6 +269,6 @@ def test_a_bad_template_is_named_by_its_line_or_variable_or_what_graph_said(
     assert [one.split()[3:5] for one in paused if one.startswith("run: ")] == [
         ["resume", batch], ["retry", batch],
     ]  # fmt: skip
-    assert_says(syntax, "template.html: line 2: ", "TPL_SYNTAX")
-    assert_says(missing[-1], "nothing was sent", "rows.csv", "line 2", '"nmae" is missing',
-                "TPL_VAR_MISSING")  # fmt: skip
+    assert_says(syntax, f"--html {body}: line 2: ", "TPL_SYNTAX")
+    assert_says(missing[-1], "nothing was sent", "rows.csv", "line 2", "template.html",
+                '"nmae" is missing', "TPL_VAR_MISSING")  # fmt: skip

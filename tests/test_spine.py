@@ -44,8 +44,7 @@ class Service:
     def worker(self, name: str, *options: str) -> Child:
         """A worker process, returned when it is ready to work."""
         command = ["celery", "-A", "worker", "worker", "-P", "threads", "-c", "8",
-                   "-n", f"{name}@test", "--without-gossip", "--without-mingle", "-l", "INFO",
-                   *options]  # fmt: skip
+                   "-n", f"{name}@test", "-l", "INFO", *options]  # fmt: skip
         child = self.processes.start(command, env=self.environment, log=name)
         wait_until(lambda: " ready." in child.tail(100_000), f"worker {name} is ready", 30)
         return child

@@ -81,8 +81,7 @@ def test_sends_resume_after_redis_stalled(service: Service, own_redis: RedisServ
 
 def start_wedged(service: Service) -> Child:
     """A worker that can be made to hang."""
-    command = ["celery", "-A", "tests.wedged", "worker", "-P", "threads", "-c", "8",
-               "--without-gossip", "--without-mingle", "-l", "INFO"]  # fmt: skip
+    command = ["celery", "-A", "tests.wedged", "worker", "-P", "threads", "-c", "8", "-l", "INFO"]
     root = str(Path(__file__).parent.parent)
     short = {"POSTROOM_REQUEST_TIMEOUT": "2s", "POSTROOM_LEASE": "4s", "PYTHONPATH": root}
     worker = service.processes.start(command, env=service.environment | short, log="wedged")

@@ -76,7 +76,10 @@ def test_sends_resume_after_redis_was_killed(service: Service, own_redis: RedisS
     assert service.wait_for_end(batch) == Counter(sent=1000)
     assert set(service.accepted().values()) == {1}
     assert worker.running
-    assert "Traceback" not in log_of(worker)
+    for alarming in ("Traceback", "EMERGENCY", "DeprecationWarning"):
+        assert alarming not in log_of(worker)
+    assert log_of(worker).count("trying again every second") <= 2
+    assert "Redis and database answer again" in log_of(worker)
     assert took < RESUME
 
 

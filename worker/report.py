@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Every worker keeps such a key, its name behind it, alive while it ticks.
 ALIVE = "postroom:worker:"
+#: Said where workers are refused, and the credential that is set by now is another.
+OLD_CREDENTIAL = "The workers' credential is not the one that is set here: restart them."
 #: Alive while beat rings.
 BEAT = "postroom:beat"
 
@@ -28,8 +30,8 @@ def status(rt: Runtime, batch_id: str) -> dict[str, Any]:
     """State, total, counts, blocked mailboxes, rate, `limit` (which binds), `eta` (seconds), and
     `trouble`: why messages failed or are unknown.
 
-    None: cannot be said. Known from the moment `enqueue` returned: what still lies in the inbox
-    counts as queued. Redis must answer only for a batch that is not whole in SQL.
+    None: cannot be said, or nothing moves. Known from the moment `enqueue` returned: what still
+    lies in the inbox counts as queued. Redis must answer only for a batch that is not whole in SQL.
     Raises NotFound, Unavailable.
     """
     store = rt.store
@@ -50,7 +52,7 @@ def status(rt: Runtime, batch_id: str) -> dict[str, Any]:
         "blocked": blocked,
         "trouble": store.summaries.trouble(batch_id) if ill else [],
         "limit": _limit(rt, [m for m in mailboxes if m not in shut]) if remaining else None,
-        "eta": round(remaining / pace) if pace and remaining else None,
+        "eta": round(remaining / pace) if pace and remaining and _moves(rt) else None,
         "staging": rt.settings.staging.document() if rt.settings.staging else None,
     }
 
@@ -59,6 +61,13 @@ def workers(redis: Redis, host: str | None = None) -> int:
     """How many workers, of this host or of all, ticked in the last seconds."""
     whose = f"{ALIVE}{host}:*" if host else f"{ALIVE}*"
     return sum(1 for _ in redis.scan_iter(match=whose, count=1000))
+
+
+def _moves(rt: Runtime) -> bool:
+    try:
+        return workers(rt.redis) > 0
+    except RedisError:
+        return False
 
 
 def _in_inbox(inbox: Inbox, batch_id: str) -> Mapping[str, Any] | None:
@@ -110,6 +119,8 @@ def _blocked(
     if refusal is None:
         return blocked
     reason = str(meaning(refusal.code)) if known(refusal.code) else refusal.detail or refusal.code
+    if not refusal.ours:
+        reason += f" {OLD_CREDENTIAL}"
     shut = {one["mailbox"] for one in blocked}
     blocked += (
         {"mailbox": m, "code": refusal.code, "reason": reason, "since": refusal.since}

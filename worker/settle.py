@@ -32,8 +32,9 @@ TAKE, AT_ONCE = 32, 8
 LEASE = timedelta(minutes=2)
 #: A mailbox that may not be read is asked again so late.
 BARRED = HOUR
-#: A look that went wrong is repeated after this at most.
-TROUBLED = timedelta(minutes=5)
+#: A look that went wrong has shown nothing, and is repeated sooner: after so many seconds, the
+#: first, the second, ...
+TROUBLED = (10.0, 30.0, 120.0, 300.0)
 
 
 class Stop(Protocol):
@@ -143,10 +144,18 @@ class _Round:
         return next((s for s in seen if not isinstance(s[1], Absent)), seen[0])
 
     async def _ask(self, mailbox: str, message_id: str) -> Look:
-        """One look through the gate. Raises NotNow."""
+        """One look through the gate, and another where the token was refused: the next is fresh.
+        Raises NotNow.
+        """
         deps = self.deps
         visitor = Visitor(deps.gate, deps.tokens, deps.store.mailboxes, deps.rules.request_timeout)
-        return await visitor.ask(mailbox, lambda token: deps.graph.look(mailbox, message_id, token))
+        for _ in range(2):
+            look: Look = await visitor.ask(
+                mailbox, lambda token: deps.graph.look(mailbox, message_id, token)
+            )
+            if look.answer.status != 401:
+                break
+        return look
 
     async def _conclude(self, one: InDoubt, mailbox: str, look: Look) -> str:
         """What a look comes to. `left`: seconds in which something may still come."""
@@ -164,7 +173,7 @@ class _Round:
             case Trouble(answer):
                 why = f"the look went wrong ({said}): it is repeated"
                 asked = answer.retry_after.total_seconds() if answer.retry_after else 0.0
-                again = max(min(pace, TROUBLED.total_seconds()), asked)
+                again = max(TROUBLED[min(one.looks, len(TROUBLED) - 1)], asked)
                 return await self._write(Looked(one, "trouble", why, mailbox, again))
             case Absent(_, draft) if one.left > 0:
                 why = f"{_missing(draft)}; it may still come"

@@ -75,13 +75,15 @@ class Compiled:
         sources: dict[Part, str | None] = {"subject": subject, "html": html, "text": text}
         self._parts: dict[Part, JinjaTemplate] = {}
         self._plain = True
-        needed: set[str] = set()
+        needed: dict[str, Part] = {}  # name → the part that asks for it first
         for part, source in sources.items():
             if source is None:
                 continue
             self._parts[part], tree = _compile(part, source)
-            needed |= meta.find_undeclared_variables(tree) - _TEXT.globals.keys()
+            asked = meta.find_undeclared_variables(tree) - _TEXT.globals.keys()
+            needed |= dict.fromkeys(asked - needed.keys(), part)
             self._plain &= all(isinstance(n, _PLAIN) for n in _walk(tree))
+        self._asked = needed
         self.variables: frozenset[str] = frozenset(needed)  #: all names that it may ask for
         # Below this no variables can make the subject too long: rendering is not needed.
         self._slack = MOST_SUBJECT - len(subject)
@@ -93,9 +95,9 @@ class Compiled:
         exact about which variables it needs.
         """
         if self._plain:
-            for name in self.variables:
+            for name, part in self._asked.items():
                 if name not in variables:
-                    raise missing(name)
+                    raise missing(name, f"template.{part}")
             texts = sum(len(str(variables[name])) for name in self.variables)
             if texts <= self._slack:
                 return
@@ -135,7 +137,7 @@ class Compiled:
         return text
 
 
-def missing(name: str, path: str = "variables") -> TemplateProblem:
+def missing(name: str, path: str) -> TemplateProblem:
     """The problem of a row that lacks a variable."""
     return TemplateProblem("TPL_VAR_MISSING", path, f'variable "{name[:64]}" is missing')
 

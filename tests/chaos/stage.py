@@ -117,8 +117,7 @@ class Stage:
 
     def _worker(self, slot: int) -> Child:
         words = ["-m", "celery", "-A", "worker", "worker", "-P", "threads", "-c", "8",
-                 "-n", f"w{slot}@chaos", "--without-gossip", "--without-mingle",
-                 "-l", "INFO"]  # fmt: skip
+                 "-n", f"w{slot}@chaos", "-l", "INFO"]  # fmt: skip
         return self._spawn(f"worker{slot}", words, self._through(self.lines[slot]))
 
     def _beat(self) -> Child:

@@ -106,6 +106,7 @@ def simulator(
     """Runs a Graph and an Entra of one's own over TLS until Ctrl-C.
 
     Its own settings follow as options: --latency-ms=50, --token-lifetime=330, ...
+    All of them: python -m worker.simulator --help
     """
     if json:
         _simulate_for_programs(port, context.args)

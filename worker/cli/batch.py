@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from worker.cli import output
+from worker.cli import blocked, output
 from worker.cli.doors import NO_WORKER, Json, an_id, migrated, start_of, workers
 from worker.cli.steps import steps
 from worker.cli.watch import live
@@ -163,23 +163,33 @@ def status_of(rt: Runtime, batch_id: str) -> dict[str, Any]:
 def show(found: Mapping[str, Any]) -> None:
     """A status for people."""
     output.pairs({
-        "batch": found["batch_id"], "name": found["name"], "state": found["state"],
+        "batch": found["batch_id"], "name": found["name"], "state": _state(found),
         "paused": found["paused_reason"],
         "total": found["total"], **{k: n for k, n in found["counts"].items() if n},
         "bounced": found["bounced"] or None,
         "per minute": found["rate_per_minute"] or None,
         "seconds to go": found["eta"], "held back by": found["limit"],
     })  # fmt: skip
-    for one in found["blocked"]:
-        who = f"{one['mailbox']}: " if one["mailbox"] else ""
-        since = f" since {output.time_text(one['since'])}" if one["since"] else ""
-        output.say(f"blocked: {who}{one['reason']} ({one['code']}){since}")
+    if found["counts"][State.SENT] == found["total"]:
+        found = {**found, "blocked": []}  # they cost this batch nothing
+    for line in blocked.lines(found["blocked"]):
+        output.say(line)
     for one in found["trouble"]:
         _show_trouble(one)
     if found["staging"]:
         output.say(f"staging: {Staging(**found['staging'])}")
     for command, purpose in steps(found):
         output.say(f"run: {command}  # {purpose}")
+
+
+def _state(found: Mapping[str, Any]) -> str:
+    """The state; of an open batch also what it waits for."""
+    state, arrived, total = str(found["state"]), found["arrived"], found["total"]
+    if state != BatchState.OPEN:
+        return state
+    if total and arrived >= total:
+        return f"{state}: all of it waits in Redis for a worker"
+    return f"{state}: {arrived:,} of {total:,} messages have arrived from its producer"
 
 
 def _show_trouble(one: Mapping[str, Any]) -> None:
@@ -194,7 +204,7 @@ def _show_trouble(one: Mapping[str, Any]) -> None:
 
 
 def _wait(rt: Runtime, batch_id: str, *, quiet: bool) -> dict[str, Any]:
-    before, warned = None, False
+    before, blocks, warned = "", list[str](), False
     while True:
         found = status_of(rt, batch_id)
         if not warned and found["workers"] == 0 and found["state"] not in _ENDED:
@@ -203,9 +213,11 @@ def _wait(rt: Runtime, batch_id: str, *, quiet: bool) -> dict[str, Any]:
         if found["state"] in _ENDED:
             return found
         line = f"{found['state']}: {_counts(found['counts'])} of {found['total']}"
-        if not quiet and line != before:
-            output.say(line)
-            before = line
+        now = blocked.lines(found["blocked"])
+        if not quiet and (line, now) != (before, blocks):
+            for said in (line, *(now if now != blocks else ())):
+                output.say(said)
+            before, blocks = line, now
         time.sleep(LOOK)
 
 

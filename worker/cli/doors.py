@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from worker.cli import output
+from worker.meanings import START
 from worker.model import NotFound, PostroomError, Unavailable
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ By = Annotated[str | None, typer.Option(help="Who does it [default: the login na
 Why = Annotated[str | None, typer.Option(help="Why; it stands in the event.")]
 
 DOCTOR = "what to do: postroom doctor"
-NO_WORKER = "no worker is running; start one: celery -A worker worker -P threads"
+NO_WORKER = f"no worker is running; start one: {START}"
 
 
 @contextmanager
@@ -120,7 +121,8 @@ def login() -> str:
 def explain(error: Exception) -> str | None:
     """What is wrong, in one line without values that may be secret; None: it is a bug."""
     if isinstance(error, PostroomError):
-        return f"{error}; {DOCTOR}" if isinstance(error, Unavailable) else str(error)
+        said = _as_options(str(error), getattr(error, "batch_id", None))
+        return f"{said}; {DOCTOR}" if isinstance(error, Unavailable) else said
     if isinstance(error, UnicodeEncodeError):  # a shell hands on any bytes
         return "an argument is not UTF-8"
     from redis.exceptions import RedisError
@@ -132,3 +134,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, DBAPIError | PoolTimeoutError):
         return f"the database refused ({type(getattr(error, 'orig', None) or error).__name__})"
     return None
+
+
+def _as_options(text: str, batch_id: str | None) -> str:
+    """What says how to call again in Python, as the command is called again."""
+    return text.replace(f"idempotency_key={batch_id!r}", f"--idempotency-key {batch_id}")

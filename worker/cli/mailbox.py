@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from worker.cli import output
+from worker.cli.blocked import warn_refused
 from worker.cli.doors import By, Json, Why, login, migrated
 
 app = typer.Typer(help="Mailboxes: list, set, suspend, resume.", no_args_is_help=True)
@@ -22,6 +23,8 @@ def list_(json: Json = False) -> None:
     """Mailboxes that are known, in a pool, or were lately sent from."""
     with migrated() as rt:
         found = _client(rt).mailboxes()
+        if not json:
+            warn_refused(rt)
     if json:
         output.print_json(found)
         return

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from worker.cli import output
+from worker.cli.blocked import warn_refused
 from worker.cli.doors import Json, migrated
 
 
@@ -27,6 +28,8 @@ def plan(
         raise typer.BadParameter("give either --sender or --pool")
     with migrated() as rt:
         found = Client(lambda: rt).plan(count, sender=sender, pool=pool, external=external)
+        if not json:
+            warn_refused(rt)
     if json:
         output.print_json(found)
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +77,8 @@ def send(  # noqa: PLR0913  (one for each option)
         "on_invalid": "skip" if skip_invalid else "raise", "by": by or login(),
     }  # fmt: skip
     order = _Order(rows, to or (), template, call, attach, rejected, preview)
-    with runtime() as rt, opened(rows, order.to, format, encoding, _wanted(template)) as source:
+    wanted = _wanted(template, _named(html, text))
+    with runtime() as rt, opened(rows, order.to, format, encoding, wanted) as source:
         (_dry_run if dry_run else _send)(rt, order, source, json=json)
 
 
@@ -148,7 +149,13 @@ def _read(path: Path | None, option: str) -> str | None:
     raise output.Failed(f"{option} {path}: {reason}")
 
 
-def _wanted(template: Template | None) -> frozenset[str]:
+def _named(html: Path | None, text: Path | None) -> dict[str, str]:
+    """What the parts of the template are called on the command line."""
+    return {"template.subject": "--subject", "template.html": f"--html {html}",
+            "template.text": f"--text {text}"}  # fmt: skip
+
+
+def _wanted(template: Template | None, names: Mapping[str, str]) -> frozenset[str]:
     """The names that the template asks for: columns go by them. Raises Failed."""
     from worker.templates import TemplateProblem, compiled
 
@@ -157,7 +164,8 @@ def _wanted(template: Template | None) -> frozenset[str]:
     try:
         return compiled(asdict(template)).variables
     except TemplateProblem as problem:
-        raise output.Failed(f"{problem} ({problem.code})") from None
+        at = names.get(problem.path, problem.path)
+        raise output.Failed(f"{at}: {problem.detail} ({problem.code})") from None
 
 
 # ---- sending ------------------------------------------------------------------------------------
@@ -263,9 +271,10 @@ def _refused(
     first = next(p for p in problems if p.row)
     at = f"line {lines[first.row]}: " if first.row in lines and "line" not in first.path else ""
     of_call = [p for p in problems if not p.row and p.code != "MORE"]
+    least = "at least " if any(p.code == "MORE" for p in problems) else ""
     told = "".join(f"{p.path}: {p.detail} ({p.code}); " for p in of_call)
     return output.Failed(
-        f"nothing was sent: {told}{len(_by_row(problems))} rows of {of} are wrong; "
+        f"nothing was sent: {told}{least}{len(_by_row(problems)):,} rows of {of} are wrong; "
         f"first: {at}{first.path}: {first.detail} ({first.code})",
         problems=shown,
     )

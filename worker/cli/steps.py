@@ -26,7 +26,7 @@ def steps(status: Mapping[str, Any]) -> list[Step]:
                 f"postroom message find --batch {batch} --state unknown",
                 "which: look into Sent Items",
             ),
-            (f"postroom batch settle {batch} --as WORD", "what you saw: sent, failed or queued"),
+            (f"postroom batch settle {batch} --as sent", "if they lie there; if not: --as queued"),
         ]
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from worker.cli import output
+from worker.cli import blocked, output
 from worker.model import BatchState, State
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def picture(found: Mapping[str, Any]) -> RenderableType:
     lines = [rate if found["eta"] is None else f"{rate}, {left(found['eta'])} to go"]
     if found["limit"]:
         lines.append(f"bound by: {found['limit']}")
-    lines += [f"blocked: {one['mailbox']}: {one['reason']}" for one in found["blocked"]]
+    lines += blocked.lines(found["blocked"])
     return Group(Text(head, style="bold"), bars, *(Text(line) for line in lines))
 
 

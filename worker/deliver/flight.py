@@ -139,9 +139,18 @@ class Flight:
         recording = deps.writer.record(record)
         self.answered(landed)
         await recording
-        log.info("message %s: %s (%s)", due.id, verdict.state, outcome.answer.code or "accepted",
-                 extra={"message_id": due.id, "batch_id": due.batch_id})  # fmt: skip
+        self._log(outcome, verdict)
         return landed
+
+    def _log(self, outcome: Outcome, verdict: Verdict) -> None:
+        """One line; where no message is to blame, one that nobody's level hides."""
+        due, blocked = self.prepared.due, isinstance(outcome, Blocked)
+        log.log(logging.WARNING if blocked else logging.INFO, "message %s: %s (%s)", due.id,
+                verdict.state, outcome.answer.code or "accepted",
+                extra={"message_id": due.id, "batch_id": due.batch_id})  # fmt: skip
+        if blocked and self.standing.over:
+            log.warning("mailbox %s is suspended: %s", self.mailbox, outcome.answer.code,
+                        extra={"mailbox": self.mailbox})  # fmt: skip
 
     def _resting(self) -> NotSent | None:
         """The mailbox was told to rest while this message was being claimed."""

@@ -110,10 +110,19 @@ def credential(visit: Visit) -> Iterator[Check]:
         meaning, fix = explain(
             refused.code, refused.detail, urlsplit(visit.rt.settings.authority).netloc
         )
-        yield failed(name, f"{meaning} ({refused.code})", fix)
+        yield failed(name, f"{meaning} ({refused.code}){_until(visit)}", fix)
     else:
         minutes = round(visit.token.left.total_seconds() / 60)
         yield passed(name, f"Entra gave a token for {minutes} minutes")
+
+
+def _until(visit: Visit) -> str:
+    """How long the workers go on with the token that they have: why nothing shows elsewhere yet."""
+    try:
+        ends = visit.rt.tokens.shared_until()
+    except RedisError:
+        ends = None
+    return f"; the workers send with the token they share until {ends:%H:%MZ}" if ends else ""
 
 
 def roles(visit: Visit) -> Iterator[Check]:

@@ -13,13 +13,13 @@ import httpx
 from worker import report
 from worker.doctor.values import Check, Visit, failed, passed, skipped, warned
 from worker.limits import Limit, Limits, Rate
+from worker.meanings import START
 from worker.meanings.bounces import of_sender, to_resume
 from worker.store.mailboxes import BY_OPERATOR
 
 #: Where Flower listens if nobody says otherwise.
 FLOWER = "http://127.0.0.1:5555"
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-_START = "celery -A worker worker -P threads -c 32"
 #: What Microsoft allows a mailbox; more is throttled, or bounces without a word to the sender.
 #: https://learn.microsoft.com/graph/throttling-limits
 #: https://learn.microsoft.com/office365/servicedescriptions/exchange-online-service-description/exchange-online-limits
@@ -146,14 +146,29 @@ def workers(visit: Visit) -> Iterator[Check]:
         yield skipped(name, "Redis does not answer")
         return
     if running := report.workers(visit.rt.redis):
-        yield passed(name, f"{running} running")
+        yield _at_work(visit, running)
         return
     waiting = visit.rt.inbox.waiting() > 0
     waiting = waiting or (visit.tables_work and bool(visit.rt.store.due_targets()))
     if waiting:
-        yield failed(name, "none is running, and messages wait", f"start one: {_START}")
+        yield failed(name, "none is running, and messages wait", f"start one: {START}")
     else:
-        yield warned(name, "none is running", f"start one: {_START}")
+        yield warned(name, "none is running", f"start one: {START}")
+
+
+def _at_work(visit: Visit, running: int) -> Check:
+    """Workers that run, and what keeps all of them from sending."""
+    name, said, refusal = "workers", f"{running} running", visit.rt.refusal()
+    if refusal is None:
+        return passed(name, said)
+    said += f"; their credential is refused ({refusal.code}) since {refusal.since:%Y-%m-%d %H:%MZ}"
+    if not refusal.ours:
+        fix = "restart them: the environment and .env are read at the start only"
+        return failed(name, f"{said}, and it is not the one that is set here", fix)
+    if visit.token is None:
+        return failed(name, said, "mend what stands at credential")
+    return warned(name, f"{said}, and is good by now", "nothing: they try it again by themselves, "
+                  "in a quarter of an hour at most")  # fmt: skip
 
 
 def beat(visit: Visit) -> Iterator[Check]:

@@ -43,14 +43,15 @@ _HEADERS = Meaning(
 )
 _TOO_LARGE = Meaning("The message is too large.", "Send it with smaller attachments.")
 _CONFLICT = Meaning("Exchange was busy with the same item.", "Try again: postroom batch retry.")
+_LOOK = "With Mail.Read Postroom looks by itself; else look into Sent Items."
 _MAYBE = "whether the message was sent is not known."
 _EXCHANGE = Meaning(
     f"Exchange had trouble of its own, and {_MAYBE}",
-    "Look into Sent Items, or let Postroom look (Mail.Read).",
+    _LOOK,
 )
 _NO_ANSWER = Meaning(
     f"The connection broke before Graph answered: {_MAYBE}",
-    "Look into Sent Items, or let Postroom look (Mail.Read).",
+    _LOOK,
 )
 _NO_CONNECTION = Meaning(
     "No connection to Graph could be made; nothing was sent.",
@@ -59,6 +60,9 @@ _NO_CONNECTION = Meaning(
 _TEMPLATE = Meaning(
     "The template could not be filled for this message.", "Mend template or data and send anew."
 )
+
+#: What to run where no worker runs.
+START = "celery -A worker worker -P threads -c 32 -l INFO"
 
 MEANINGS: Mapping[str, Meaning] = {
     # Graph and Exchange: https://learn.microsoft.com/graph/errors
@@ -136,7 +140,7 @@ MEANINGS: Mapping[str, Meaning] = {
     # Ours
     "LeaseExpired": Meaning(
         f"The worker that was sending it ended without a word: {_MAYBE}",
-        "Look into Sent Items, or let Postroom look (Mail.Read).",
+        _LOOK,
     ),
     "LeaseNearlyOver": Meaning(
         "It was too late to send safely; nothing was sent.", "Nothing: it is tried again."

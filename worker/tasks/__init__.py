@@ -21,6 +21,7 @@ from worker.logs import scrubbed
 from worker.model import InvalidSettings, State
 from worker.report import BEAT
 from worker.store.retention import pseudonym
+from worker.tasks.process import Alone
 from worker.tasks.ticker import Ticker
 from worker.tasks.work import run_ingest, run_lane, run_settle, run_sweep
 
@@ -35,6 +36,7 @@ if "flower" in sys.argv:  # Celery has no hook for it, and Flower reads its opti
     set_defaults(Settings.from_env().flower_login())
 
 app.steps["worker"].add(Ticker)
+app.Worker = app.subclass_with_self(Alone)  # type: ignore[misc]  # Celery's own, made when asked
 
 
 class BrokenOff(Exception):

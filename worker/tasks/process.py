@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import logging
+import warnings
 from typing import Any
 
 from celery import signals
+from celery.apps.worker import Worker
+from celery.exceptions import CPendingDeprecationWarning
 
 from worker import runtime
 from worker.config import Settings
@@ -19,6 +22,16 @@ log = logging.getLogger(__name__)
 LANDING = 5.0
 #: So many new objects are looked through for garbage at a time.
 GARBAGE = 10_000
+
+
+class Alone(Worker):
+    """A worker that asks no neighbours: they share nothing but SQL and Redis. Where Redis goes,
+    Celery's gossip would fill the log with tracebacks and end a stop with an error.
+    """
+
+    def prepare_args(self, **kwargs: Any) -> dict[str, Any]:
+        """As if --without-gossip and --without-mingle were given."""
+        return {**super().prepare_args(**kwargs), "without_gossip": True, "without_mingle": True}
 
 
 @signals.after_setup_logger.connect(weak=False)
@@ -52,6 +65,12 @@ def _check_settings(**_: Any) -> None:
             log.warning("staging: %s", rt.settings.staging)
     except InvalidSettings as error:
         raise SystemExit(f"postroom: {error}") from None
+
+
+@signals.worker_ready.connect(weak=False)
+def _mind_no_second_run(**_: Any) -> None:
+    """Celery warns, at each loss of Redis, of tasks that would run twice. Ours may."""
+    warnings.simplefilter("ignore", CPendingDeprecationWarning)
 
 
 @signals.worker_ready.connect(weak=False)

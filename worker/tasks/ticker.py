@@ -45,14 +45,15 @@ EX_STANDSTILL = 70
 SWEPT = "postroom:swept"
 
 
-def _quietly(work: Callable[[], Any]) -> None:
-    """Runs a chore that comes again by itself: trouble is only said, and ends no ticker."""
+def _quietly(work: Callable[[], Any]) -> str | None:
+    """Runs a chore that comes again by itself; the name of its trouble, which ends no ticker."""
     try:
         work()
     except (RedisError, SQLAlchemyError, OSError) as error:
-        log.warning("%s: trying again", name_of(error))
+        return name_of(error)
     except Exception:
         log.exception("a chore failed, and will be tried again")
+    return None
 
 
 def _say_what_redis_lacks(rt: Runtime) -> None:
@@ -119,6 +120,7 @@ class Ticker(bootsteps.StartStopStep):
         self._thread = threading.Thread(target=self._run, name="postroom-ticker", daemon=True)
         self._most = int(worker.concurrency)
         self._watch: Standstill | None = None
+        self._met: set[str | None] = set()  # the troubles of the last tick
         super().__init__(worker, **options)
 
     def start(self, _worker: Any) -> None:
@@ -140,10 +142,18 @@ class Ticker(bootsteps.StartStopStep):
         rt.submit(_fill_in(rt, self._most))
         while not rt.stop.wait(TICK.total_seconds()):
             # Each for itself: an inbox that cannot be read must not keep the lanes asleep.
-            for chore in (self._show, self._ingest, self._sweep, self._settle, self._bounces):
-                _quietly(partial(chore, rt))
+            chores = (self._show, self._ingest, self._sweep, self._settle, self._bounces)
+            self._say({_quietly(partial(chore, rt)) for chore in chores} - {None})
             if self._watch is not None:
                 self._watch.tick()
+
+    def _say(self, met: set[str | None]) -> None:
+        """Each trouble once, and once that it is over."""
+        for name in met - self._met:
+            log.warning("%s: trying again every second", name)
+        if self._met and not met:
+            log.warning("Redis and database answer again")
+        self._met = met
 
     def _show(self, rt: Runtime) -> None:
         rt.redis.set(ALIVE + rt.name, "1", ex=5)

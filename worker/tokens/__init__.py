@@ -7,6 +7,7 @@ MSAL only speaks the protocol, and its caches are emptied before each fetch.
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import threading
 import time
@@ -23,6 +24,8 @@ from redis import Redis, RedisError
 from worker.credentials import Credential
 from worker.model import PostroomError
 from worker.tokens.entra import PASSING, REFUSED, Entra, FetchError
+
+log = logging.getLogger(__name__)
 
 #: Who fetches has so long; then another may. Longer than a fetch: discovery and token request.
 LOCK = timedelta(seconds=60)
@@ -56,6 +59,7 @@ class Refusal:
     code: str
     detail: str
     since: datetime
+    ours: bool  #: the credential is the one that this process has; False: another's
 
 
 class TokenRefused(PostroomError):
@@ -127,7 +131,7 @@ class Tokens:
         stem = f"postroom:token:{{{tenant_id}:{client_id}}}:{_digest(authority, scope)}"
         # A refusal holds for one credential: a corrected one is tried at once. 32 bits tell two
         # secrets apart and do not help to guess one.
-        self._keys = [stem, f"{stem}:trouble:", f"{stem}:lock"]
+        self._keys = [stem, f"{stem}:trouble:", f"{stem}:lock", f"{stem}:refused"]
         self._proof = ""
         self._entra = self._take_up(self._source())
         self._held: _Held | None = None
@@ -187,15 +191,28 @@ class Tokens:
     def refusal(self) -> Refusal | None:
         """What keeps all lanes from sending; None where a token is there, or nobody was refused.
 
-        Asks Redis alone. Raises redis.RedisError.
+        Also what another process was told, whose credential may be an older one. Asks Redis alone.
+        Raises redis.RedisError.
         """
-        token, trouble, _ = self._keys
-        found: list[Any] = self._redis.hmget(trouble, ["code", "detail", "since"])
-        code, detail, since = found
-        if code is None or since is None or self._redis.exists(token):
+        token, trouble, _, last = self._keys
+        whose: Any = self._redis.get(last)
+        if whose is None or self._redis.exists(token):
             return None
-        at = datetime.fromtimestamp(int(since) / 1000, UTC)
-        return Refusal(code.decode(), (detail or b"").decode(), at)
+        found: list[Any] = self._redis.hmget(whose, ["code", "detail", "since"])
+        code, detail, since = found
+        if code is None or since is None:
+            return None
+        return Refusal(
+            code.decode(), (detail or b"").decode(), _instant(since), whose.decode() == trouble
+        )
+
+    def shared_until(self) -> datetime | None:
+        """When the token in Redis ends, with which the workers go on; None: there is none.
+
+        Raises redis.RedisError.
+        """
+        ends: Any = self._redis.hget(self._keys[0], "ends")
+        return _instant(ends) if ends else None
 
     def close(self) -> None:
         """Closes the connections to Entra."""
@@ -207,7 +224,7 @@ class Tokens:
             if self._proof:
                 self._entra.close()
             self._proof, self._entra = proof, Entra(credential, *self._place)
-            self._keys = [self._keys[0], f"{self._keys[0]}:trouble:{proof}", self._keys[2]]
+            self._keys[1] = f"{self._keys[0]}:trouble:{proof}"
         return self._entra
 
     def _refresh(self) -> None:
@@ -276,6 +293,8 @@ class Tokens:
                 "refuse", fetcher, failed.code, failed.detail, *map(_ms, failed.waits)
             )
             wait = timedelta(milliseconds=wait_ms)
+            log.warning("no token: %s; the next try comes in %d s", failed.code,
+                        wait.total_seconds())  # fmt: skip
             if old is not None and old.left > timedelta(0):
                 return self._hold(old, time.monotonic() + wait.total_seconds())
             raise TokenRefused(failed.code, failed.detail, wait) from None
@@ -295,6 +314,10 @@ class Tokens:
 
 def _ms(span: timedelta) -> int:
     return int(span.total_seconds() * 1000)
+
+
+def _instant(ms: bytes) -> datetime:
+    return datetime.fromtimestamp(int(ms) / 1000, UTC)
 
 
 def _digest(*parts: str) -> str:

@@ -4,6 +4,7 @@
 -- KEYS[2]  hash: code, detail, since, until (ms), failures (fetches refused in a row),
 --                rejections (fresh tokens that Graph refused in a row)
 -- KEYS[3]  string: who fetches, with an expiry
+-- KEYS[4]  string: the name of KEYS[2] of whoever was refused last, while nobody has a token
 --
 -- Times are Redis's own, in milliseconds. Serials are Redis's time in microseconds, which no
 -- later token repeats. ARGV[1] is the verb; each may be replayed without harm:
@@ -16,7 +17,7 @@
 --   reject  serial code fresh_ms wait_ms most_ms     -> 1, or 0 if it is not this token any more
 redis.replicate_commands()
 
-local token, trouble, lock = KEYS[1], KEYS[2], KEYS[3]
+local token, trouble, lock, last = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local verb = ARGV[1]
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -31,6 +32,7 @@ local function rest(counter, code, detail, wait_ms, most_ms)
   redis.call('HSETNX', trouble, 'since', now)
   redis.call('HSET', trouble, 'code', code, 'detail', detail, 'until', now + wait)
   redis.call('PEXPIRE', trouble, FORGET_MS)
+  redis.call('SET', last, trouble, 'PX', FORGET_MS)
   return wait
 end
 
@@ -59,7 +61,7 @@ elseif verb == 'keep' then
   redis.call('HDEL', trouble, 'code', 'detail', 'until', 'failures')
   -- A token is no proof while Graph refuses one after another.
   if number(trouble, 'rejections') < 2 then redis.call('HDEL', trouble, 'since') end
-  redis.call('DEL', lock)
+  redis.call('DEL', lock, last)
   return 1
 
 elseif verb == 'refuse' then
