@@ -223,7 +223,6 @@ def test_a_killed_worker_is_missed_and_what_it_held_is_named(
     victim = processes.start(command, operator.environment | short)
     wait_until(lambda: client.status(batch)["counts"]["sending"] == 3, "all are claimed", 30)
     victim.kill()
-    operator.batch(1, sender="other@contoso.com")
     redis.delete(*redis.scan_iter(f"{ALIVE}*"))  # as some seconds do
 
     missing, doctor = operator.status(batch), operator.doctor()

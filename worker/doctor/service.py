@@ -15,6 +15,8 @@ from worker.doctor.values import Check, Visit, failed, passed, skipped, warned
 from worker.limits import Limit, Limits, Rate
 from worker.meanings import START
 from worker.meanings.bounces import of_sender, to_resume
+from worker.model import State
+from worker.store import Store
 from worker.store.mailboxes import BY_OPERATOR
 
 #: Where Flower listens if nobody says otherwise.
@@ -148,12 +150,15 @@ def workers(visit: Visit) -> Iterator[Check]:
     if running := report.workers(visit.rt.redis):
         yield _at_work(visit, running)
         return
-    waiting = visit.rt.inbox.waiting() > 0
-    waiting = waiting or (visit.tables_work and bool(visit.rt.store.due_targets()))
-    if waiting:
+    if visit.rt.inbox.waiting() or (visit.tables_work and _wait(visit.rt.store)):
         yield failed(name, "none is running, and messages wait", f"start one: {START}")
     else:
         yield warned(name, "none is running", f"start one: {START}")
+
+
+def _wait(store: Store) -> bool:
+    """Whether messages are due, or are held by a worker that is not there any more."""
+    return bool(store.due_targets() or store.gauges.taken().messages[State.SENDING])
 
 
 def _at_work(visit: Visit, running: int) -> Check:
