@@ -22,7 +22,7 @@ import redis
 from celery.concurrency.thread import TaskPool
 
 from tests import doors_kit
-from tests.store_kit import MAILBOX, SENT, Kit, outcome_for, sqlite_only, to_record
+from tests.store_kit import MAILBOX, SENT, Kit, outcome_for, to_record
 from tests.test_cli import Command, postroom
 from worker import Client
 from worker.bounces import Deps, read_bounces
@@ -203,7 +203,6 @@ def test_a_message_that_came_back_stays_sent_and_counts_as_bounced_once(world: W
     assert list(world.kit.store.suppressions.all()) == []
 
 
-@sqlite_only
 def test_a_mailbox_is_read_once_in_minutes_by_one_worker_of_all(world: World) -> None:
     """One request, whatever the number of messages; none where nothing was sent."""
     assert world.read() == {}
@@ -217,7 +216,6 @@ def test_a_mailbox_is_read_once_in_minutes_by_one_worker_of_all(world: World) ->
     assert world.asked() == 1
 
 
-@sqlite_only
 def test_more_reports_than_a_page_holds_are_all_read(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,7 +228,6 @@ def test_more_reports_than_a_page_holds_are_all_read(
     assert world.asked() == 3
 
 
-@sqlite_only
 def test_a_mailbox_that_may_not_be_read_costs_one_request_an_hour(world: World) -> None:
     """Sending goes on; nothing is suspended for it."""
     world.send(ANN)
@@ -244,7 +241,6 @@ def test_a_mailbox_that_may_not_be_read_costs_one_request_an_hour(world: World) 
     assert world.kit.store.mailboxes.suspended([MAILBOX]) == []
 
 
-@sqlite_only
 def test_a_throttled_reading_cools_the_mailbox_and_comes_again(world: World) -> None:
     """The gate keeps the next reading back, which costs no request."""
     world.send(ANN)
@@ -260,7 +256,6 @@ def test_a_throttled_reading_cools_the_mailbox_and_comes_again(world: World) -> 
     assert world.read() == {"hard": 1}
 
 
-@sqlite_only
 def test_a_page_that_proves_nothing_changes_nothing(world: World) -> None:
     """An error, nonsense, or a page that is to be read elsewhere: the next round begins there."""
     world.send(ANN)
@@ -273,7 +268,6 @@ def test_a_page_that_proves_nothing_changes_nothing(world: World) -> None:
     assert world.read() == {"hard": 1}
 
 
-@sqlite_only
 def test_bounces_go_with_the_audit_of_their_batch(world: World) -> None:
     """They are as old as what they tell of."""
     head, _ = world.send(ANN)
@@ -333,7 +327,6 @@ def test_a_bad_address_is_suppressed_where_that_is_wanted(world: World) -> None:
     assert event.by == "bounces"
 
 
-@sqlite_only
 def test_a_report_about_what_another_mailbox_sent_is_ignored(world: World) -> None:
     """A message may have been tried from several; each of them tells of its own."""
     head, one = world.send(ANN)
@@ -345,7 +338,6 @@ def test_a_report_about_what_another_mailbox_sent_is_ignored(world: World) -> No
     assert world.kit.status(head.id)["bounced"] == 0
 
 
-@sqlite_only
 def test_a_report_that_comes_late_is_found_when_it_is_there(world: World) -> None:
     """Reports of the same minutes are read again."""
     world.send(ANN)
@@ -359,7 +351,6 @@ def test_a_report_that_comes_late_is_found_when_it_is_there(world: World) -> Non
     assert world.read() == {"hard": 1}
 
 
-@sqlite_only
 def test_all_mailboxes_that_sent_lately_are_read(world: World) -> None:
     """Neither those that never sent, nor those that did so long ago."""
     for n in range(3):
@@ -377,7 +368,6 @@ def test_all_mailboxes_that_sent_lately_are_read(world: World) -> None:
 # ---- what it shows ---------------------------------------------------------------------------
 
 
-@sqlite_only
 def test_what_a_worker_read_is_shown_wherever_one_looks(
     world: World, redis_url: str, migrated_url: str, monkeypatch: pytest.MonkeyPatch,
     postroom: Command,

@@ -36,8 +36,6 @@ HEADER = "to,name\n"
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
-sqlite_only = pytest.mark.parametrize("database_kind", ["sqlite"], indirect=True)
-
 
 def call(*words: object, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run the installed command with these settings and no others."""
@@ -242,7 +240,6 @@ def test_a_database_that_does_not_answer_is_one_line_without_the_password(url: s
         assert "secret" not in line
 
 
-@sqlite_only
 def test_a_redis_that_is_down_is_one_line(migrated_url: str, rows: Path, html: Path):
     """`send` keeps nothing that nobody could read, and says so."""
     settings = {"REDIS_URL": "redis://user:secret@127.0.0.1:1/0", "DATABASE_URL": migrated_url}
@@ -255,7 +252,6 @@ def test_a_redis_that_is_down_is_one_line(migrated_url: str, rows: Path, html: P
         assert "secret" not in line
 
 
-@sqlite_only
 def test_a_redis_that_hangs_is_given_up_within_two_seconds(
     migrated_url: str, rows: Path, html: Path, own_redis: RedisServer, processes: Processes
 ):
@@ -273,7 +269,6 @@ def test_a_redis_that_hangs_is_given_up_within_two_seconds(
     assert took < 10  # 1.5 s of waiting, and a start on a busy machine
 
 
-@sqlite_only
 def test_an_ended_batch_is_told_without_redis(ended: str, postroom: Command):
     """What SQL knows whole needs no Redis: only whether workers run is not known."""
     done = postroom("batch", "status", ended, "--json", REDIS_URL="redis://127.0.0.1:1/0")
@@ -306,7 +301,6 @@ def test_a_batch_is_known_from_the_moment_send_returned(
     assert (in_inbox["state"], in_sql["state"]) == ("open", "running")
 
 
-@sqlite_only
 def test_the_same_key_makes_no_second_batch(postroom: Command, rows: Path, html: Path):
     """A cron job that runs twice sends once."""
     first = send_three(postroom, rows, html, "--idempotency-key", "june")
@@ -316,7 +310,6 @@ def test_the_same_key_makes_no_second_batch(postroom: Command, rows: Path, html:
     assert (again["accepted"], again["duplicates"]) == (0, 3)
 
 
-@sqlite_only
 def test_the_same_key_with_other_content_is_refused(postroom: Command, rows: Path, html: Path):
     """What was accepted stands."""
     send_three(postroom, rows, html, "--idempotency-key", "june")
@@ -328,7 +321,6 @@ def test_the_same_key_with_other_content_is_refused(postroom: Command, rows: Pat
     assert "was used with other content" in line
 
 
-@sqlite_only
 def test_send_and_status_say_that_no_worker_runs(
     postroom: Command, rows: Path, html: Path, redis_client: redis.Redis
 ):
@@ -343,7 +335,6 @@ def test_send_and_status_say_that_no_worker_runs(
     assert attended.stderr == ""
 
 
-@sqlite_only
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -373,7 +364,6 @@ def test_a_bad_csv_is_told_with_line_and_reason(
         assert redis_client.xlen("postroom:inbox") == 0
 
 
-@sqlite_only
 def test_all_bad_rows_are_shown_as_a_table(postroom: Command, html: Path, tmp_path: Path):
     """A person mends all rows in one go."""
     path = write(tmp_path, HEADER + "a@fabrikam.com,A\nnobody,B\nc@fabrikam.com\n")
@@ -385,7 +375,6 @@ def test_all_bad_rows_are_shown_as_a_table(postroom: Command, html: Path, tmp_pa
     assert shown == [["ROW", "LINE"], ["2", "3"], ["3", "4"]]
 
 
-@sqlite_only
 def test_bad_rows_are_left_out_where_asked(postroom: Command, html: Path, tmp_path: Path):
     """The good rows go; accepted, duplicates and rejected add up to the rows."""
     path = write(tmp_path, HEADER + "a@fabrikam.com,A\nnobody,B\nc@fabrikam.com\n")
@@ -398,7 +387,6 @@ def test_bad_rows_are_left_out_where_asked(postroom: Command, html: Path, tmp_pa
     assert all(set(one) == {"row", "code", "detail"} for one in sent["rejected"])
 
 
-@sqlite_only
 def test_nothing_but_bad_rows_is_a_failure(postroom: Command, html: Path, tmp_path: Path):
     """There is no batch that could be asked for, so no success is claimed."""
     path = write(tmp_path, HEADER + "nobody,B\n")
@@ -409,7 +397,6 @@ def test_nothing_but_bad_rows_is_a_failure(postroom: Command, html: Path, tmp_pa
     assert "nothing was sent: 1 rows" in line
 
 
-@sqlite_only
 def test_a_dry_run_shows_the_first_rows_and_sends_nothing(
     postroom: Command, rows: Path, html: Path, redis_client: redis.Redis
 ):
@@ -424,7 +411,6 @@ def test_a_dry_run_shows_the_first_rows_and_sends_nothing(
     assert not redis_client.keys("postroom:*")
 
 
-@sqlite_only
 @pytest.mark.parametrize("more", [["--dry-run"], []])
 def test_what_is_wrong_with_the_call_is_named(more: list[str], postroom: Command, rows: Path,
                                               html: Path):  # fmt: skip
@@ -437,7 +423,6 @@ def test_what_is_wrong_with_the_call_is_named(more: list[str], postroom: Command
     assert "TPL_SYNTAX" in said(postroom(*base, "{{ name", "--sender", SENDER))
 
 
-@sqlite_only
 def test_an_unreadable_template_is_named(postroom: Command, rows: Path, tmp_path: Path):
     """File and reason, no traceback."""
     latin = tmp_path / "latin.html"
@@ -474,7 +459,6 @@ def test_a_malformed_id_is_one_that_does_not_exist(what: str, postroom: Command)
     assert "'7e': an id is a UUID" in said(postroom(*what.split(), "7e"))
 
 
-@sqlite_only
 def test_the_list_shows_the_newest_batch_first(
     postroom: Command, rows: Path, html: Path, redis_url: str, engine: Engine
 ):
@@ -518,7 +502,6 @@ def test_status_names_suspended_mailboxes_and_the_time_to_go(
     assert f"blocked: {SENDER}" in postroom("batch", "status", ended).stdout
 
 
-@sqlite_only
 def test_watch_ends_with_the_batch_and_tells_of_failures_by_its_status(
     ended: str, postroom: Command
 ):
@@ -529,7 +512,6 @@ def test_watch_ends_with_the_batch_and_tells_of_failures_by_its_status(
     assert json.loads(done.stdout)["state"] == "finished"
 
 
-@sqlite_only
 def test_watch_waits_for_the_end(
     postroom: Command, rows: Path, html: Path, redis_url: str, migrated_url: str, engine: Engine,
     processes: Processes,
@@ -550,7 +532,6 @@ def test_watch_waits_for_the_end(
     assert "finished" in watching.tail()
 
 
-@sqlite_only
 def test_retry_queues_the_failed_and_writes_who_and_why(ended: str, postroom: Command):
     """The unknown stay unless asked for; the event says by whom and why."""
     first = document(postroom("batch", "retry", ended, "--by", "ada", "--why", "mended", "--json"))
@@ -566,7 +547,6 @@ def test_retry_queues_the_failed_and_writes_who_and_why(ended: str, postroom: Co
     assert shown["state"] == "queued"
 
 
-@sqlite_only
 def test_a_retry_may_be_narrowed_and_tried_out_first(ended: str, postroom: Command):
     """By code and by time; a dry run answers the same and changes nothing."""
     narrow = ("batch", "retry", ended, "--include-unknown", "--code", "ErrorInvalidRecipients")
@@ -607,7 +587,6 @@ def test_a_batch_is_paused_resumed_and_cancelled_whether_it_arrived_or_not(
         assert [row.kind for row in told] == ["pause", "resume", "cancel"]
 
 
-@sqlite_only
 def test_a_batch_cancelled_in_the_inbox_ends_as_it_arrives(
     postroom: Command, rows: Path, html: Path, redis_url: str, engine: Engine
 ):
@@ -638,7 +617,6 @@ def test_an_export_has_every_message_in_every_format(ended: str, postroom: Comma
     assert table == [{k: "" if v is None else str(v) for k, v in line.items()} for line in lines]
 
 
-@sqlite_only
 def test_an_export_into_a_closed_pipe_is_quiet(ended: str, redis_url: str, migrated_url: str):
     """`postroom batch export ID | head -1` shows a line and no traceback."""
     done = subprocess.run(
@@ -651,7 +629,6 @@ def test_an_export_into_a_closed_pipe_is_quiet(ended: str, redis_url: str, migra
     assert done.stderr == ""
 
 
-@sqlite_only
 def test_a_message_shows_its_attempts_and_events(ended: str, postroom: Command):
     """The auditor's question: what happened to this one?"""
     first = document(postroom("batch", "export", ended, "--json"))[0]

@@ -152,3 +152,18 @@ def test_without_the_header_the_rest_grows_and_shrinks_again(post: Post) -> None
 
     post.runtime.call(gate.calm(SENDER))
     assert post.runtime.call(trouble()) == 3
+
+
+@sqlite
+def test_a_mailbox_of_which_others_use_a_slot_is_soon_throttled_no_more(post: Post) -> None:
+    """Graph admits three at once, for another program sends too: four would cost a second's rest
+    for each three messages.
+    """
+    post.simulator.settings(concurrency=3, retry_after=1, latency_ms=50)
+    batch = post.enqueue(*letters(90)).batch_id
+    post.ingest()
+
+    while post.client.status(batch)["counts"]["sent"] < 90:
+        post.deliver()
+
+    assert post.simulator.stats()["throttled"] <= 6

@@ -280,6 +280,43 @@ def test_a_cooldown_holds_for_every_lane_and_only_grows(redis_url: str) -> None:
     on_gate(redis_url, work)
 
 
+@pytest.mark.parametrize(
+    ("accepted", "expected"),
+    [([0, 3, 90], [4, 3, 3]), ([9, 9, 9], [4, 4, 4]), ([0, 3, 2, 1, 1], [4, 3, 2, 2, 2])],
+    ids=["one slot is another's", "too seldom to say so", "never less than half"],
+)
+def test_where_graph_says_too_many_again_and_again_a_slot_less_is_used(
+    redis_url: str, accepted: list[int], expected: list[int]
+) -> None:
+    """Who tries with all four each time pays for each time with a rest: for half a minute a slot is
+    left to whoever has it.
+    """
+    now = [1_790_000_000_000]
+
+    async def work(gate: Gate, _: Redis) -> None:
+        async def room() -> int:
+            """How many may go at once; none of them goes."""
+            grant = await gate.ask(MAILBOX, "a", wanted=FOUR)
+            unused = [Back(name, timedelta(0), Used.NOTHING) for name, _ in FOUR]
+            await gate.ask(MAILBOX, "a", given_back=unused)
+            return grant.count
+
+        seen = []
+        for sends in accepted:
+            for n in range(sends):
+                await gate.ask(MAILBOX, "a", wanted=slots(f"{n}"))
+                await gate.ask(MAILBOX, "a", given_back=back(f"{n}"))
+            for _n in range(2):  # those who flew together are told together
+                await gate.cool(MAILBOX, 1000 * MS, too_many=True)
+            now[0] += 1001
+            seen.append(await room())
+        assert seen == expected
+        now[0] += 70_000
+        assert await room() == 4
+
+    on_gate(redis_url, work, clock=lambda: now[0], lease=100 * LONG)
+
+
 def test_a_cooldown_ends_by_itself(redis_url: str) -> None:
     """Nobody has to lift it."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.store_kit import Kit, opened, sqlite_only
+from tests.store_kit import Kit, opened
 from tests.support import clean_environment
 from worker.client import Client
 from worker.config import Settings
@@ -165,7 +165,6 @@ def test_suppressions_are_checked_all_together_and_kept_in_one_form(client: Clie
     }  # fmt: skip
 
 
-@sqlite_only
 def test_the_commands_say_what_the_methods_do(
     kit: Kit, migrated_url: str, redis_url: str, tmp_path: Path
 ) -> None:

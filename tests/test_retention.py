@@ -18,7 +18,6 @@ from tests.store_kit import (
     Kit,
     opened,
     postgresql_only,
-    sqlite_only,
     to_record,
 )
 from tests.test_cli import Command, document, postroom
@@ -171,7 +170,6 @@ def test_a_pseudonym_is_the_same_for_every_spelling_and_different_for_every_key(
     assert "ann" not in str(one("ann@example.org"))
 
 
-@sqlite_only
 def test_purge_and_erase_are_commands(postroom: Command, kit: Kit) -> None:
     """With a document for programs and one line for people; a wrong span is wrong usage."""
     finished(kit, 2, 31)

@@ -16,15 +16,13 @@ from typing import Any
 import pytest
 
 from tests import doors_kit
-from tests.store_kit import MAILBOX, Kit, sqlite_only, to_record
+from tests.store_kit import MAILBOX, Kit, to_record
 from tests.support import wait_until
 from worker.graph import payload
 from worker.model import OnUnknown, State, Unknown
 from worker.policy import conclude
 from worker.settle import Deps, Rules, settle
 from worker.simulator import Simulator
-
-pytestmark = sqlite_only  # what differs between the databases stands in test_store_doubt
 
 PAST = datetime.now(UTC) - timedelta(hours=1)
 OTHER = "other@contoso.com"

@@ -9,6 +9,8 @@
 --               rung    how often the lane was rung; bell  when a task was last asked for (ms)
 --               bound   the limit that last kept something back, and until when (ms)
 --               guest   until when a visitor waits for a slot: the lane leaves it one (ms)
+--               since   how many sends ended since Graph last said "too many"
+--               fewer   how many slots are left unused, because others use them; fewer_at since when
 --               sum:N   what window N holds
 -- KEYS[2]     postroom:{mailbox}:slots   hash: slot id -> "until(ms) lane cost1 .. cost5"
 -- KEYS[3..6]  postroom:{mailbox}:NAME    lists of "first:last:amount", what ended when (ms)
@@ -29,7 +31,8 @@
 --   learn  cool_ms LIMITS, then for each window a count and as many (first ms ago, last ms ago,
 --          amount), then a count and as many (slot id, ms, 5 costs)
 --            -> 1; what SQL knows, where Redis forgot
---   cool   ms trouble            -> until when (ms); `trouble`, as it was told, counts one more
+--   cool   ms trouble too_many   -> until when (ms); `trouble`, as it was told, counts one more;
+--                                   too_many: 1 where Graph said 429
 --   calm                         -> 1 if there was trouble, now one less
 --   usage  LIMITS                -> {cool ms left, bound, used of each window (-1: off)} or {}
 --   ring   bell_ms news          KEYS are the gates of many mailboxes -> for each: 1 send a task,
@@ -40,6 +43,9 @@ local WINDOWS = 5
 local EXTERNAL = 5
 local PARTS = 100           -- entries of a window; see limits.py
 local GUEST_MS = 1000       -- a visitor that waits comes again sooner
+local CLOSE = 8             -- "too many" again after fewer sends than this: not all slots are ours
+local MOST_FEWER = 2        -- of Graph's four; a slot is tried again after so long:
+local WIDER_MS = 30000
 local FORGET_MS = 90000000  -- 25 h: a mailbox that nobody works leaves no keys behind
 
 local at = 0
@@ -90,6 +96,11 @@ local gate, slots = KEYS[1], KEYS[2]
 local tenant, flying = KEYS[8], KEYS[9]
 
 local function field(name) return tonumber(redis.call('HGET', gate, name) or '0') or 0 end
+
+-- How many slots are left unused now.
+local function fewer()
+  return math.max(0, field('fewer') - math.floor((now - field('fewer_at')) / WIDER_MS))
+end
 
 -- ---- what the call says ------------------------------------------------------------------------
 
@@ -223,6 +234,7 @@ local function give_back(id, when, used, owner)
   local _, whose, cost = slot_of(text)
   if owner and whose ~= owner and whose ~= '-' then return end
   redis.call('HDEL', slots, id)
+  if used == 2 then redis.call('HINCRBY', gate, 'since', 1) end
   for w = 1, WINDOWS do
     local counts = used == 2 or (used == 1 and (w == 1 or w == 4))
     if w == EXTERNAL and not land(id, cost[w]) then counts = false end
@@ -342,6 +354,7 @@ if verb == 'ask' or verb == 'visit' then
   end
   local used, costs, first = look_at_slots(verb == 'ask' and token or '', lease_until)
   local said
+  most_slots = math.max(1, most_slots - fewer())
   -- A lane that takes each slot as it falls free would keep visitors out until its work is done.
   if verb == 'ask' and most_slots > 1 and field('guest') > now then most_slots = most_slots - 1 end
   if field('cool') > now then said = answer('cooling', 0, field('cool') - now)
@@ -407,8 +420,17 @@ elseif verb == 'learn' then
   return 1
 
 elseif verb == 'cool' then
+  local rests = field('cool') > now  -- already: what comes now flew together with the first
   local cool = math.max(field('cool'), now + number('ms'))
-  local trouble = tonumber(take() or '')
+  local trouble, too_many = tonumber(take() or ''), take() == '1'
+  if too_many and not rests then
+    local since = tonumber(redis.call('HGET', gate, 'since') or '')
+    if since and since < CLOSE then
+      redis.call('HSET', gate, 'fewer', plain(math.min(MOST_FEWER, fewer() + 1)),
+                 'fewer_at', plain(now))
+    end
+    redis.call('HSET', gate, 'since', 0)
+  end
   redis.call('HSET', gate, 'cool', plain(cool))
   -- Those who failed together count once.
   if trouble and field('trouble') == trouble then redis.call('HINCRBY', gate, 'trouble', 1) end

@@ -148,12 +148,17 @@ class Gate:
         args = [self._clock(), "ring", _ms(bell or self._bell), int(news)]
         return [int(n) for n in await self._call(keys=[_key(m) for m in mailboxes], args=args)]
 
-    async def cool(self, mailbox: str, rest: timedelta, trouble: int | None = None) -> None:
+    async def cool(
+        self, mailbox: str, rest: timedelta, trouble: int | None = None, *, too_many: bool = False
+    ) -> None:
         """No worker sends from this mailbox for so long; a longer cooldown stands.
 
         `trouble`: counts one more in a row, unless another worker has since this was told.
+        `too_many`: Graph answered 429. Where that comes again after a few sends, somebody else
+        uses the mailbox's slots as well: for a while, one less is used here.
         """
-        await self._do(mailbox, "cool", max(1, _ms(rest)), "" if trouble is None else trouble)
+        seen = "" if trouble is None else trouble
+        await self._do(mailbox, "cool", max(1, _ms(rest)), seen, int(too_many))
 
     async def calm(self, mailbox: str) -> None:
         """A send went well: the mailbox is in less trouble."""

@@ -182,7 +182,8 @@ class Flight:
             if verdict.cooldown:
                 self.rest.for_(verdict.cooldown)
                 seen = self.trouble if in_trouble(outcome) else None
-                await gate.cool(self.mailbox, verdict.cooldown, trouble=seen)
+                too_many = isinstance(outcome, Throttled)
+                await gate.cool(self.mailbox, verdict.cooldown, seen, too_many=too_many)
             elif self.trouble and isinstance(outcome, Accepted | Rejected):
                 await gate.calm(self.mailbox)
             if isinstance(outcome, Blocked) and outcome.blame is Blame.TOKEN:
