@@ -14,11 +14,14 @@ from threading import Event
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis as AsyncRedis
 
 from tests import doors_kit
 from tests.store_kit import MAILBOX, Kit, to_record
-from tests.support import wait_until
+from tests.support import free_port, wait_until
+from worker.gate import Gate
 from worker.graph import payload
+from worker.limits import Limits
 from worker.model import OnUnknown, State, Unknown
 from worker.policy import conclude
 from worker.settle import Deps, Rules, settle
@@ -363,6 +366,22 @@ def test_a_refused_credential_postpones_all_looks(world: World) -> None:
 
     assert world.kit.message(one)["looks"] == 0
     assert world.kit.message(one)["look_at"] > datetime.now(UTC)
+
+
+def test_a_redis_that_is_gone_postpones_all_looks_for_seconds(world: World) -> None:
+    """Nothing is asked without the gate; and nobody waits for the lease of who took the looks."""
+    _, ids = world.batch(2, token_left=ENDED)
+    nobody = AsyncRedis(host="127.0.0.1", port=free_port())
+    gone = replace(world.deps, gate=Gate(nobody, Limits(), history=doors_kit.nothing))
+
+    assert world.runner.run(settle(gone)) == {"postponed": 2}
+
+    for one in ids:
+        again = (world.kit.message(one)["look_at"] - datetime.now(UTC)).total_seconds()
+        assert 0 < again <= 10
+        world.due(one)
+    assert world.asked() == Counter()
+    assert world.settle() == {"found": 2}
 
 
 def test_looks_never_take_more_than_the_mailbox_has(world: World) -> None:

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol, assert_never
 
+from redis.exceptions import RedisError
+
 from worker.gate import Gate
 from worker.graph import Graph
 from worker.model import Absent, Forbidden, Found, Look, OnUnknown, State, Trouble
@@ -73,7 +75,7 @@ class Deps:
 async def settle(deps: Deps) -> dict[str, int]:
     """Looks for all messages whose look is due; what came of it, for people to read.
 
-    Raises what the doors raise; whatever was not looked for then is due again when its lease ends.
+    Raises what the database raises; what was not looked for then is due again when its lease ends.
     """
     done: Counter[str] = Counter()
     lease = (LEASE + deps.rules.request_timeout).total_seconds()
@@ -106,12 +108,17 @@ class _Round:
             for n, one in enumerate(self.group):
                 try:
                     await self._settle(one)
+                    continue
                 except NotNow as refused:
-                    rest = self.group[n:]
-                    self.done["postponed"] += len(rest)
-                    store = self.deps.store.doubt
-                    await asyncio.to_thread(store.postpone, rest, refused.seconds)
-                    return
+                    seconds = refused.seconds
+                except RedisError as error:
+                    # A connection may be dead without a word; the lease of what was taken is long.
+                    log.warning("Redis does not answer (%s): looks wait", type(error).__name__)
+                    seconds = TROUBLED[0]
+                rest = self.group[n:]
+                self.done["postponed"] += len(rest)
+                await asyncio.to_thread(self.deps.store.doubt.postpone, rest, seconds)
+                return
 
     async def _settle(self, one: InDoubt) -> None:
         """Looks for one message and writes down what it showed. Raises NotNow."""
