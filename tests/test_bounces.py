@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 import uuid
@@ -29,10 +30,10 @@ from worker.bounces import Deps, read_bounces
 from worker.cli.steps import steps
 from worker.config import Settings
 from worker.exporter import Exporter
-from worker.graph import payload
+from worker.graph import Reply, payload, reports
 from worker.graph.reports import read
 from worker.meanings.bounces import Kind, kind_of
-from worker.model import Accepted
+from worker.model import Accepted, Answer
 from worker.runtime import Runtime
 from worker.simulator import Simulator
 from worker.tasks.ticker import Ticker
@@ -254,6 +255,21 @@ def test_a_throttled_reading_cools_the_mailbox_and_comes_again(world: World) -> 
         world.redis.delete(key)
     world.simulator.settings(limits=False)
     assert world.read() == {"hard": 1}
+
+
+@pytest.mark.parametrize("odd", [{}, None, 7, {"id": "x", "receivedDateTime": "yesterday"},
+    {"id": "x", "receivedDateTime": "2026-11-28T08:00:00Z", "internetMessageHeaders": [{}]},
+    {"id": "x", "receivedDateTime": "2026-11-28T08:00:00Z", "body": 7}], ids=repr)  # fmt: skip
+def test_a_report_that_cannot_be_read_hides_no_other(odd: Any) -> None:
+    """It would stand there for days, and nothing behind it would ever be read."""
+    quoted = f"x-postroom-id: {uuid.UUID(int=7)}"
+    good = {"id": "g", "receivedDateTime": "2026-11-28T08:01:00", "body": {"content": quoted}}
+    page = json.dumps({"value": [odd, good]}).encode()
+
+    found = reports.seen(Reply(Answer(status=200), content=page), MAILBOX).found
+
+    [one] = [report for report in found if report.message_id]
+    assert (one.message_id, one.received.tzinfo) == (str(uuid.UUID(int=7)), UTC)
 
 
 def test_a_page_that_proves_nothing_changes_nothing(world: World) -> None:

@@ -395,6 +395,27 @@ def test_nothing_but_bad_rows_is_a_failure(postroom: Command, html: Path, tmp_pa
                          "--skip-invalid"))  # fmt: skip
 
     assert "nothing was sent: 1 rows" in line
+    done = postroom("send", path, "--sender", SENDER, "--subject", "x", "--html", html,
+                    "--skip-invalid", "--json")  # fmt: skip
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["accepted"], told["duplicates"]) == (1, 0, 0)
+    assert [one["row"] for one in told["rejected"]] == [1]
+
+
+def test_rejected_rows_have_a_place_before_anything_is_sent(
+    postroom: Command, rows: Path, html: Path, tmp_path: Path, redis_client: redis.Redis
+):
+    """A batch that was accepted must not end in a failure that makes people send it again."""
+    words = ("send", rows, "--sender", SENDER, "--subject", "x", "--html", html, "--skip-invalid")
+
+    line = said(postroom(*words, "--rejected", tmp_path / "nowhere" / "bad.csv"))
+    alone = postroom("send", "--to", "a@fabrikam.com", "--sender", SENDER, "--subject", "x",
+                     "--html", html, "--rejected", tmp_path / "bad.csv")  # fmt: skip
+
+    assert "--rejected" in line
+    assert "cannot be written: No such file or directory" in line
+    assert alone.returncode == 2
+    assert not redis_client.keys("postroom:*")
 
 
 def test_a_dry_run_shows_the_first_rows_and_sends_nothing(

@@ -45,6 +45,12 @@ def test_all_usual_kinds_say_the_same(tmp_path: Path, content: bytes, encoding: 
     assert list(file) == [Message(to="ann@example.com", variables={"name": "Ann"})]
 
 
+def test_what_stands_in_quotes_parts_no_columns(tmp_path: Path):
+    """More semicolons than commas, and all of them in one column's name."""
+    file = CsvFile(written(tmp_path, b'to,"a;b;c"\nann@example.com,Ann\n'))
+    assert list(file) == [Message(to="ann@example.com", variables={"a;b;c": "Ann"})]
+
+
 def test_a_column_goes_by_the_template_s_name_whatever_its_case(tmp_path: Path):
     """The header is a person's, the template another's; the address is a variable where wanted.
     What the template does not ask for is left out.

@@ -22,6 +22,7 @@ from worker.doctor.words import explain
 from worker.meanings.bounces import quota_reason
 from worker.meanings.entra import ENTRA
 from worker.model import Answer, Found, Message, Unknown
+from worker.policy import classify
 from worker.report import ALIVE, BEAT
 from worker.runtime import Runtime
 from worker.servers import RedisServer
@@ -342,6 +343,14 @@ def test_clocks_that_differ_are_told_and_matter_to_assertions(
 
 
 # ---- Microsoft ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [302, 405])
+def test_an_answer_of_somebody_else_is_no_proof_of_a_right(status: int) -> None:
+    """A proxy that redirects has not looked at the mailbox."""
+    for judge in (microsoft.inside, microsoft.refused):
+        check = judge(SENDER, classify(Answer(status=status)))
+        assert_says(check, Status.WARN, f"no clear answer ({status}")
 
 
 @pytest.mark.parametrize("code", sorted(ENTRA))

@@ -186,6 +186,39 @@ def test_only_a_whole_answer_says_that_a_draft_was_sent(post: Post, body: Any) -
 
 
 @SQLITE
+@pytest.mark.parametrize("limit", [
+    {"status": 405}, {"status": 400}, {"status": 501}, {"status": 200, "body": {"value": []}},
+])  # fmt: skip
+def test_a_session_that_does_not_say_where_it_goes_on_is_begun_anew(
+    post: Post, limit: dict[str, Any]
+) -> None:
+    """Only its own documents promise that it can be asked."""
+    batch_id = queue(post, LARGE)
+    post.simulator.fault("reset_after", operation="upload")
+    post.simulator.fault("status", operation="upload", **limit)
+    post.deliver()
+    if post.message(batch_id)["state"] != State.SENT:
+        again(post)
+    assert contents(post, batch_id) == [LARGE]
+
+
+@SQLITE
+@pytest.mark.parametrize("limit", [
+    {"status": 413}, {"status": 400, "code": "ErrorMessageSizeExceeded"},
+    {"status": 400, "code": "ErrorVirusDetected"},
+])  # fmt: skip
+def test_what_is_refused_for_good_while_it_is_uploaded_fails_at_once(
+    post: Post, limit: dict[str, Any]
+) -> None:
+    """No other range and no other session would change it."""
+    batch_id = queue(post, LARGE)
+    post.simulator.fault("status", 0, operation="upload", **limit)
+    post.deliver()
+    assert post.message(batch_id)["state"] == State.FAILED
+    assert len(requests(post, "upload")) == 1
+
+
+@SQLITE
 def test_an_upload_that_is_told_to_wait_waits(post: Post) -> None:
     """503 with a Retry-After to a range: nothing more is asked of the mailbox before."""
     batch_id = queue(post, LARGE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import socketserver
 import ssl
 import threading
@@ -58,12 +59,8 @@ class Talk(socketserver.StreamRequestHandler):
             if field.startswith(b"content-length:"):
                 length = int(field.partition(b":")[2])
         self.rfile.read(length)
-        if line.startswith(b"GET"):
-            place = f"{server.url}/t"
-            self.wfile.write(http(200, {
-                "issuer": f"{place}/v2.0", "token_endpoint": f"{place}/oauth2/v2.0/token",
-                "authorization_endpoint": f"{place}/oauth2/v2.0/authorize",
-            }))  # fmt: skip
+        if not line.startswith(b"POST /t/oauth2/v2.0/token "):
+            self.wfile.write(http(404, b"<html>Nothing else is documented."))
             return
         server.asked += 1
         server.answer(self.wfile)
@@ -143,6 +140,45 @@ def test_what_is_no_token_is_waited_out(server: Entra, tokens: Tokens, answer: A
     assert PASSING[0] / 2 < refused.wait <= PASSING[1]
     refusal(tokens)
     assert server.asked == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"error": "invalid_client", "error_codes": 7000215}, "invalid_client"),
+        ({"error": "invalid_client", "error_codes": "7000215"}, "invalid_client"),
+        ({"error_codes": {"first": 7000215}}, "HTTP400"),
+        ({"error_codes": []}, "HTTP400"),
+        ({"error_codes": [None]}, "HTTP400"),
+        ({"error": {"code": "invalid_client"}}, "HTTP400"),
+        ({"error": ["invalid_client"]}, "HTTP400"),
+        ({"error": "a\ud800\u0000b", "error_description": "\udfff"}, "a  b"),
+        ({"error": "x" * 5000, "error_description": "y" * 5000}, "x" * 100),
+        ([], "HTTP400"), (b"", "HTTP400"), (b"<html>", "HTTP400"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_refusal_of_any_shape_is_a_refusal(
+    server: Entra, tokens: Tokens, body: Any, code: str
+) -> None:
+    """One request, one line for people; and what Redis could not keep is left out."""
+    server.answer = lambda out: out.write(http(400, body))
+    refused = refusal(tokens)
+    assert refused.code == code
+    assert len(refused.detail) <= 300
+    assert (refused.detail + refused.code).isprintable()
+    assert refusal(tokens).code == code
+    assert server.asked == 1
+
+
+def test_an_answer_that_cannot_be_read_is_not_logged(
+    server: Entra, tokens: Tokens, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MSAL would log all of it: a token may lie in what was cut."""
+    server.answer = lambda out: out.write(http(200, b'{"access_token": "canary", "expi'))
+    with caplog.at_level(logging.DEBUG):
+        refusal(tokens)
+    assert "canary" not in caplog.text
 
 
 def drip(out: Any) -> None:

@@ -136,13 +136,17 @@ class CsvFile:
             raise _refused("CSV_FILE", self.name, detail) from None
 
 
+#: A name in quotes, which may hold what else parts them.
+_QUOTED = re.compile(r'"[^"]*"?')
+
+
 def _delimiter(file: TextIO) -> str:
     """What parts the header into the most columns; the file stands at its start again."""
     header = file.readline(_FIRST_LINE)
     while header and not header.strip():
         header = file.readline(_FIRST_LINE)
     file.seek(0)
-    return max(",;\t", key=header.count)
+    return max(",;\t", key=_QUOTED.sub("", header).count)
 
 
 def _plain(name: str) -> str:

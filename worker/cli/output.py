@@ -26,10 +26,6 @@ class Failed(PostroomError):
         super().__init__(text)
 
 
-class Usage(PostroomError):
-    """The command was called in a way that cannot be; exit status 2."""
-
-
 def as_json(value: Any) -> str:
     """JSON in one line; times in ISO 8601 and UTC."""
     return _writable(json.dumps(value, default=plain, ensure_ascii=False))

@@ -13,7 +13,15 @@ import typer
 from worker.cli import options, output
 from worker.cli.attach import attached
 from worker.cli.doors import NO_WORKER, By, Json, login, require_tables, runtime, workers
-from worker.cli.source import STDIN, Format, failed, lines_of, opened, write_rejected
+from worker.cli.source import (
+    STDIN,
+    Format,
+    failed,
+    lines_of,
+    opened,
+    require_writable,
+    write_rejected,
+)
 from worker.model import InvalidMessages, Priority, Problem, Receipt, Template
 
 if TYPE_CHECKING:
@@ -68,7 +76,7 @@ def send(  # noqa: PLR0913  (one for each option)
 ) -> None:
     """Sends one mail to each row of a CSV (or of JSON lines), or one message with --to."""
     _check_usage(rows, to, format, sender, pool, priority)
-    _check_preview(preview, dry_run)
+    _check_files(rows, preview, dry_run, rejected)
     template = _template(subject, html, text, needed=not _is_jsonl(rows, format))
     call = {
         "sender": sender, "pool": pool, "name": name, "priority": priority, "send_at": send_at,
@@ -112,9 +120,16 @@ def _check_usage(
         raise typer.BadParameter(str(error)) from None
 
 
-def _check_preview(preview: Path | None, dry_run: bool) -> None:
+def _check_files(
+    rows: Path | None, preview: Path | None, dry_run: bool, rejected: Path | None
+) -> None:
     if preview is not None and not dry_run:
         raise typer.BadParameter("--preview goes with --dry-run")
+    if rejected is None:
+        return
+    if rows is None:
+        raise typer.BadParameter("--rejected goes with a file of rows")
+    require_writable(rejected)
 
 
 def _is_jsonl(rows: Path | None, kind: Format | None) -> bool:
@@ -184,18 +199,22 @@ def _send(rt: Runtime, order: _Order, source: Any, *, json: bool) -> None:
     except InvalidMessages as error:
         raise _refused(order, source, error.problems, json=json) from None
     if not receipt.accepted + receipt.duplicates:
-        raise _refused(order, source, receipt.rejected, json=json)
+        refused = _refused(order, source, receipt.rejected, json=json)
+        refused.document |= {"accepted": 0, "duplicates": 0, "rejected": _told(receipt.rejected)}
+        raise refused
     if order.rejected:
-        write_rejected(order.rejected, source, receipt.rejected)
+        try:
+            write_rejected(order.rejected, source, receipt.rejected)
+        except output.Failed as error:
+            known = f"batch {receipt.batch_id}: {receipt.accepted} accepted; but {error}"
+            raise output.Failed(known, batch_id=receipt.batch_id) from None
     _report(source, receipt, workers(rt), json=json)
 
 
 def _report(source: Any, receipt: Receipt, running: int | None, *, json: bool) -> None:
     if json:
-        rejected = [{"row": p.row, "code": p.code, "detail": f"{p.path}: {p.detail}"}
-                    for p in _by_row(receipt.rejected)]  # fmt: skip
         output.print_json({"batch_id": receipt.batch_id, "accepted": receipt.accepted,
-                           "duplicates": receipt.duplicates, "rejected": rejected,
+                           "duplicates": receipt.duplicates, "rejected": _told(receipt.rejected),
                            "workers": running})  # fmt: skip
         return
     if receipt.rejected:
@@ -206,6 +225,12 @@ def _report(source: Any, receipt: Receipt, running: int | None, *, json: bool) -
     output.say(f"postroom batch watch {receipt.batch_id}")
     if running == 0:
         output.warn(NO_WORKER)
+
+
+def _told(problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    """The refused rows for programs, one entry each."""
+    return [{"row": p.row, "code": p.code, "detail": f"{p.path}: {p.detail}"}
+            for p in _by_row(problems)]  # fmt: skip
 
 
 def _dry_run(rt: Runtime, order: _Order, source: Any, *, json: bool) -> None:

@@ -122,18 +122,30 @@ def write_rejected(path: Path, source: Any, problems: Iterable[Problem]) -> int:
         if problem.row:
             by_row.setdefault(problem.row, []).append(problem)
     from worker.csvfile import CsvFile
-    from worker.jsonlines import JsonLines
 
     try:
         if isinstance(source, CsvFile):
             _write_csv(path, source, by_row)
-        elif isinstance(source, JsonLines):
-            _write_jsonl(path, source, by_row)
         else:
-            raise output.Usage("--rejected needs a file of rows")
+            _write_jsonl(path, source, by_row)
     except OSError as error:
-        raise output.Failed(f"--rejected {path}: cannot be written: {error.strerror}") from None
+        raise _unwritable(path, error) from None
     return len(by_row)
+
+
+def require_writable(path: Path) -> None:
+    """Raises Failed where `write_rejected` could not write: to be said before anything is sent."""
+    new = not path.exists()
+    try:
+        path.open("ab").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> output.Failed:
+    return output.Failed(f"--rejected {path}: cannot be written: {error.strerror}")
 
 
 def _write_csv(path: Path, source: CsvFile, by_row: Mapping[int, Sequence[Problem]]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from worker.checks import IN_REQUEST
 from worker.deliver.values import Deps, Prepared
-from worker.deliver.visits import Visits, is_over, may_draft, went_wrong
+from worker.deliver.visits import Visits, is_final, is_over, may_draft, went_wrong
 from worker.graph import Reply, as_json, file_attachment, message_of
 from worker.graph.drafts import document, next_start, safe_url, text_of, values
 from worker.limits import Limits
@@ -97,8 +97,8 @@ class ByDraft:
         if self.draft_id is None:
             return await self._search() if self.fence > 1 else None
         reply = await self._ask(self._drafts.look, self.mailbox, self.draft_id)
-        if reply.answer.code == _ITEM_NOT_FOUND:
-            return await self._note(draft_id=None)
+        if reply.answer.code == _ITEM_NOT_FOUND:  # deleted, or sent under another id
+            return await self._note(draft_id=None) or await self._search()
         if (failed := went_wrong(reply)) is not None:
             return failed
         self.found = True
@@ -247,6 +247,7 @@ class ByDraft:
         if reply.answer.status == 200 and (start := next_start(reply)) is not None:
             return start, None
         if is_over(reply):
+            self.found = True
             return None, await self._note(draft_id=self.draft_id)
         return None, went_wrong(reply) or NotSent(reply.answer)
 
@@ -263,6 +264,8 @@ class ByDraft:
                 return content_missing(), None
             reply = await self._put(content, start, size)
             if isinstance(reply.outcome, Throttled) or reply.answer.code in HELD_BACK:
+                return reply.outcome, None
+            if is_final(reply):
                 return reply.outcome, None
             if reply.answer.status not in {200, 201, 202}:
                 return (went_wrong(reply) if reply.answer.retry_after else None), None

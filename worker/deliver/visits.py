@@ -15,11 +15,16 @@ from worker.deliver.values import Deps
 from worker.gate import Grant
 from worker.graph import Reply
 from worker.limits import Cost, Limits, Used
-from worker.model import Answer, NotSent, Outcome, Unknown
+from worker.model import Answer, Blocked, NotSent, Outcome, Rejected, Unknown
 from worker.policy import GATE_CLOSED, HOUR, SECOND, UPLOADING
 
 #: What begins later than so many seconds before the deadline would not leave any more.
 MARGIN = 1.0
+#: https://learn.microsoft.com/exchange/client-developer/web-service-reference/responsecode
+_FINAL = frozenset({
+    "ErrorMessageSizeExceeded", "ErrorAttachmentSizeLimitExceeded", "RequestEntityTooLarge",
+    "ErrorVirusDetected", "ErrorQuotaExceeded", "quotaLimitReached",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +83,19 @@ def went_wrong(reply: Reply) -> Outcome | None:
 
 
 def is_over(reply: Reply) -> bool:
-    """An upload session that has ended, by its last range or by its time, is not there."""
-    return reply.answer.status in {401, 403, 404, 410}
+    """An upload session that has ended, by its last range or by its time, is not there.
+
+    Whatever else says nothing of where it goes on, and does not pass by itself, is as good as that:
+    what it had is counted, and the rest goes into a new one.
+    """
+    status = reply.answer.status or 0
+    return status == 501 or (200 <= status < 500 and status not in {408, 429})
+
+
+def is_final(reply: Reply) -> bool:
+    """What no other range or session would change: attachment or mailbox are refused."""
+    refused = isinstance(reply.outcome, Rejected | Blocked)
+    return refused and (reply.answer.status == 413 or reply.answer.code in _FINAL)
 
 
 def may_draft(token: str) -> bool:
@@ -91,4 +107,5 @@ def may_draft(token: str) -> bool:
         claims = jwt.decode(token, options={"verify_signature": False})
     except jwt.InvalidTokenError:
         return False
-    return "Mail.ReadWrite" in (claims.get("roles") or ())
+    roles = claims.get("roles")
+    return isinstance(roles, list) and "Mail.ReadWrite" in roles

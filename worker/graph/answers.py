@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from email.utils import formatdate
 from typing import Any
 
 import aiohttp
@@ -33,7 +34,7 @@ def answer_of(
         detail=for_people(detail) if detail else None,
         request_id=for_people(request_id)[:100] if request_id else None,
         client_request_id=client_request_id,
-        retry_after=retry_after(headers.get("retry-after"), headers.get("date")),
+        retry_after=retry_after(headers.get("retry-after"), headers.get("date") or formatdate()),
         duration=took,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from datetime import datetime, timedelta
-from urllib.parse import quote
+from urllib.parse import SplitResult, quote, urlsplit
 
 from worker.graph import looks, reports
 from worker.graph.drafts import Drafts
@@ -91,8 +91,21 @@ class Graph:
         await self._wire.close()
 
     def _own(self, page: str) -> str | None:
-        """The address of a following page, where it is Graph's own."""
-        return page if page.startswith(self._users) else None
+        """The address of a following page, where it is Graph's own, whatever its path."""
+        try:
+            ours, theirs = urlsplit(self._users), urlsplit(page)
+            same = (ours.scheme, ours.hostname, _port(ours)) == (
+                theirs.scheme, theirs.hostname, _port(theirs)
+            )  # fmt: skip
+        except ValueError:
+            return None
+        root = ours.path.removesuffix("users/")
+        return page if same and theirs.path.startswith(root) and not theirs.username else None
 
     def _url(self, mailbox: str, path: str) -> str:
         return f"{self._users}{quote(mailbox, safe='')}/{path}"
+
+
+def _port(address: SplitResult) -> int | None:
+    """Raises ValueError where it is no number."""
+    return address.port or {"https": 443, "http": 80}.get(address.scheme)

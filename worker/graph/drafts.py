@@ -134,9 +134,11 @@ def document(reply: Reply) -> Mapping[str, Any]:
 
 
 def text_of(reply: Reply, name: str) -> str | None:
-    """A text in a good answer, as `id` or `uploadUrl`."""
+    """A text in a good answer, as `id` or `uploadUrl`: what can stand in an address."""
     value = document(reply).get(name)
-    return value if isinstance(value, str) and value else None
+    if not isinstance(value, str) or not value or not value.isascii() or not value.isprintable():
+        return None
+    return value
 
 
 def values(reply: Reply) -> list[Mapping[str, Any]] | None:

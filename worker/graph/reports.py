@@ -10,8 +10,9 @@ import html
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -89,11 +90,15 @@ def seen(reply: Reply, mailbox: str) -> Reports:
         return Reports(answer, forbidden=barred, trouble=not barred)
     try:
         page = json.loads(reply.content)
-        found = tuple(read(mail, mailbox) for mail in page["value"])
-        following = page.get("@odata.nextLink")
-        return Reports(answer, found, following if isinstance(following, str) else None)
+        mails, following = list(page["value"]), page.get("@odata.nextLink")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Reports(answer, trouble=True)
+    found = []
+    for mail in mails:
+        # One that is no message resource must not hide the others, nor what comes after them.
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
+            found.append(read(mail, mailbox))
+    return Reports(answer, tuple(found), following if isinstance(following, str) else None)
 
 
 def read(mail: Mapping[str, Any], mailbox: str) -> Bounced:
@@ -101,6 +106,8 @@ def read(mail: Mapping[str, Any], mailbox: str) -> Bounced:
     no message resource.
     """
     received = datetime.fromisoformat(mail["receivedDateTime"])
+    if received.tzinfo is None:
+        received = received.replace(tzinfo=UTC)  # as all times of Graph are
     text = _text(mail.get("body") or {})
     own_headers = "\n".join(
         f"{one['name']}: {one['value']}" for one in mail.get("internetMessageHeaders") or ()

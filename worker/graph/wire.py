@@ -106,6 +106,8 @@ class Wire:
         started = time.monotonic()
         guarded = _GuardedBody(body, deadline)
         every = {**(headers or {}), "client-request-id": client_request_id}
+        if not body:  # then there is nothing that a type would be of
+            every.pop("Content-Type", None)
         if token is not None:
             every["Authorization"] = f"Bearer {token}"
         response: aiohttp.ClientResponse | None = None
@@ -113,8 +115,9 @@ class Wire:
         try:
             async with _TimeLimit(self._timeout):
                 response = await self._open().request(
-                    method, url, headers=every, data=guarded, allow_redirects=False
-                )
+                    method, url, headers=every, data=guarded, allow_redirects=False,
+                    skip_auto_headers=() if body else ("Content-Type",),
+                )  # fmt: skip
         except _NETWORK as error:
             failure = error
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import ssl
 import threading
@@ -15,6 +16,9 @@ import msal
 
 from worker.credentials import MANAGED, SYSTEM, Credential
 from worker.policy import retry_after
+
+# It logs answers that it cannot read, and a token may lie in one.
+logging.getLogger("msal").setLevel(logging.CRITICAL)
 
 HTTP_TIMEOUT = 10.0  # seconds, for each of connecting, writing, reading
 IN_ALL = 20.0  # seconds for a whole answer, however slowly it drips
@@ -119,9 +123,10 @@ class Entra:
         if last is not None and last.status_code < 400:
             last = None  # Entra did not refuse: its 200 was unreadable, or MSAL stumbled before
         said = result or _json(last)
-        name, numbers = said.get("error"), said.get("error_codes")
+        name, number = said.get("error"), _first_number(said.get("error_codes"))
+        name = name if isinstance(name, str) else None
         status = last.status_code if last is not None else None
-        code = f"AADSTS{numbers[0]}" if numbers else name or (status and f"HTTP{status}")
+        code = f"AADSTS{number}" if number else name or (status and f"HTTP{status}")
         detail = str(said.get("error_description") or (error if last is None else ""))
         refused = status is not None and 400 <= status < 500 and status != 429
         refused = refused and name not in _PASSING_ERRORS
@@ -129,7 +134,8 @@ class Entra:
         if last is not None and not refused:
             asked = retry_after(last.headers.get("retry-after"), last.headers.get("date"))
             waits = (max(asked, PASSING[0]),) * 2 if asked is not None else waits
-        return FetchError(str(code or type(error).__name__), self._for_people(detail), waits)
+        code = _printable(str(code or type(error).__name__))[:100]
+        return FetchError(code, self._for_people(detail), waits)
 
     def _for_people(self, detail: str) -> str:
         """The first line, without what is secret, at most 300 characters."""
@@ -137,7 +143,17 @@ class Entra:
         for secret in [parts] if isinstance(parts, str) else list(parts.values()):
             if isinstance(secret, str) and secret:
                 detail = detail.replace(secret, "(secret)")
-        return (detail.splitlines() or [""])[0][:300]
+        return _printable((detail.splitlines() or [""])[0])[:300]
+
+
+def _first_number(codes: object) -> int | None:
+    """The first of Entra's error codes, where they have the form that is documented."""
+    first = codes[0] if isinstance(codes, list) and codes else None
+    return first if isinstance(first, int) else None
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 class UnusableToken(ValueError):
@@ -170,6 +186,8 @@ class _HttpForMsal:
         self.last: httpx.Response | None = None
 
     def get(self, url: str, params: Any = None, headers: Any = None, **_: Any) -> httpx.Response:
+        if url.endswith(_DISCOVERY):
+            return _discovered(url.removesuffix(_DISCOVERY))
         return self._ask("GET", url, params=params, headers=headers)
 
     def post(
@@ -208,6 +226,20 @@ class _HttpForMsal:
             raise said
         self.last = said
         return said
+
+
+#: MSAL asks here first where tokens are given, but the address is documented, and what another
+#: document says is no place to send a secret to.
+#: https://learn.microsoft.com/entra/identity-platform/v2-oauth2-client-creds-grant-flow
+_DISCOVERY = "/v2.0/.well-known/openid-configuration"
+
+
+def _discovered(authority: str) -> httpx.Response:
+    """The addresses of a tenant, as MSAL wants to hear them."""
+    stem = f"{authority}/oauth2/v2.0"
+    said = {"token_endpoint": f"{stem}/token", "authorization_endpoint": f"{stem}/authorize",
+            "issuer": f"{authority}/v2.0"}  # fmt: skip
+    return httpx.Response(200, json=said)
 
 
 def _whole(
