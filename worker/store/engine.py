@@ -35,6 +35,7 @@ POSTGRES_OPTIONS = (
     "-c statement_timeout=8000 -c lock_timeout=3000"
     " -c idle_in_transaction_session_timeout=15000 -c timezone=UTC"
     " -c client_encoding=utf8"  # a database in SQL_ASCII would answer in bytes
+    " -c jit=off"  # to compile a statement takes longer than any of ours
 )
 
 #: A connection that nobody used for so long is asked whether it still lives, in seconds.
