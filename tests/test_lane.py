@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from sqlalchemy import update
 
 from tests.post_kit import SENDER, Post, opened
 from tests.store_kit import sqlite_only
+from tests.support import wait_until
+from worker.deliver.standing import SUSPENDED
 from worker.gate import COOLING, keys_of
 from worker.model import Message, message_id_of
 from worker.store.schema import messages
+from worker.tasks.work import run_sweep
 
 pytestmark = sqlite_only
 
@@ -61,3 +65,30 @@ def test_a_cooldown_that_only_sql_knows_is_kept(post: Post) -> None:
     post.ingest()
     assert post.deliver()["waits_for"] == COOLING
     assert [r["operation"] for r in post.simulator.requests()].count("send") == 1
+
+
+def test_a_suspension_reaches_a_lane_at_work(post: Post) -> None:
+    """By SQL, where Redis was not told: nothing more is claimed for the rest of its turn."""
+    post.simulator.settings(latency_ms=100)
+    batch = post.enqueue(*letters(1000)).batch_id
+    post.ingest()
+    with ThreadPoolExecutor(1) as thread:
+        lane = thread.submit(post.deliver)
+        wait_until(lambda: post.client.status(batch)["counts"]["sent"] > 10, "some are sent", 30)
+        post.runtime.store.mailboxes.suspend(SENDER, by="ann", why="test")
+        ended = lane.result()
+    assert ended["waits_for"] == SUSPENDED
+    assert post.client.status(batch)["counts"]["queued"] > 0
+
+
+def test_what_redis_keeps_of_a_batch_goes_with_its_end(post: Post) -> None:
+    """Its head holds the template: a worker that died between the commit and the word to Redis
+    must not leave it there for ever.
+    """
+    rt = post.runtime
+    batch = post.enqueue(*letters(1)).batch_id
+    post.ingest()
+    rt.redis.persist(f"postroom:batch:{batch}")
+    post.deliver()
+    assert run_sweep(rt)["batches"] == 1
+    assert 0 < rt.redis.ttl(f"postroom:batch:{batch}") <= 3600

@@ -1,7 +1,8 @@
 """The arithmetic of limits: rates, costs, and windows that never hold more than they may. Pure.
 
-This is the twin of gate.lua: the same rules, with time as an argument. The gate keeps its books in
-Redis; plans and the books that are written anew from SQL are reckoned here.
+The twin of gate.lua's slots and windows, with time as an argument. The gate keeps its books in
+Redis; plans and the books that are written anew from SQL are reckoned here with `Window`, and a
+test holds the script against `Book`.
 
 A window counts what is in flight and what came to its end in the last `span` milliseconds. Graph
 sees a request somewhere between its grant and its answer, so whatever Graph's own window holds,

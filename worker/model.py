@@ -41,7 +41,8 @@ class State(StrEnum):
     SUPPRESSED = "suppressed"  #: its recipient is not to be written to
 
 
-#: The legal transitions, drawn in README.md and held by the store's guards.
+#: The legal transitions, with those that README.md's drawing leaves out. The store's guards hold
+#: them, and tests explore them.
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.QUEUED: frozenset(
         {State.SENDING, State.CANCELLED, State.EXPIRED, State.SUPPRESSED, State.UNKNOWN, State.SENT}
@@ -224,14 +225,6 @@ class Due:
     #: In lower case; none of them may be suppressed at the claim. Empty where that is ignored.
     addresses: Sequence[str] = ()
     left_out: Sequence[str] = ()  #: places of suppressed recipients, which `content` lacks
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A message taken for sending: committed before a byte leaves."""
-
-    id: str
-    fence: int
 
 
 # ---- what the outside said ----------------------------------------------------------------------

@@ -160,13 +160,15 @@ class Runtime:
     @cached_property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The process's one event loop, in a thread of its own."""
-        with self._lock:
-            loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(
-                target=loop.run_forever, name="postroom-loop", daemon=True
-            )
-            self._thread.start()
-            return loop
+        with self._lock:  # from Python 3.12 on, cached_property has none of its own
+            if "loop" not in self.__dict__:
+                loop = self.__dict__["loop"] = asyncio.new_event_loop()
+                self._thread = threading.Thread(
+                    target=loop.run_forever, name="postroom-loop", daemon=True
+                )
+                self._thread.start()
+            found: asyncio.AbstractEventLoop = self.__dict__["loop"]
+            return found
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs `work` on the loop and waits for it, from any other thread."""

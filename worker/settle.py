@@ -89,7 +89,11 @@ async def settle(deps: Deps) -> dict[str, int]:
         for one in taken:
             groups.setdefault(one.mailboxes[0], []).append(one)
         some = asyncio.Semaphore(AT_ONCE)
-        await asyncio.gather(*(_Round(deps, group, done, some).run() for group in groups.values()))
+        rounds = (_Round(deps, group, done, some).run() for group in groups.values())
+        # All come to their end: none runs on beside the next ones.
+        for ended in await asyncio.gather(*rounds, return_exceptions=True):
+            if ended is not None:
+                raise ended
     return dict(sorted(done.items()))
 
 

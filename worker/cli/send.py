@@ -273,7 +273,8 @@ def _call_problems(rt: Runtime, order: _Order) -> list[Problem]:
     from worker.checks import check_call, check_key
 
     key = order.call["idempotency_key"]
-    _, problems = check_call(order.call, now=rt.inbox.now(), known_pool=lambda p: p in rt.pools())
+    known = lambda pool: pool in rt.settings.pools or pool in rt.pools()  # noqa: E731
+    _, problems = check_call(order.call, now=rt.inbox.now(), known_pool=known)
     return [*problems, *(check_key(key) if key is not None else [])]
 
 

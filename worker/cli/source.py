@@ -46,9 +46,6 @@ class One:
         return iter(())
 
 
-Source = "CsvFile | JsonLines | One"
-
-
 @contextmanager
 def opened(
     path: Path | None, to: Sequence[str], kind: Format | None, encoding: str,

@@ -32,7 +32,6 @@ from worker.inbox import Batch
 from worker.model import (
     InvalidMessages,
     Message,
-    NotFound,
     OnUnknown,
     Problem,
     Receipt,
@@ -153,8 +152,7 @@ class Client(Control, Lists, Mailboxes, Mails, Planning, Settling):
     def messages(self, batch_id: str) -> Iterator[dict[str, Any]]:
         """Every message of a batch in the order of its input, streamed. Raises NotFound."""
         rt, batch_id = self._runtime(), known_id(batch_id)
-        if ask(rt, lambda: rt.store.batch_status(batch_id)) is None:
-            raise NotFound(f"no batch {batch_id}")
+        ask(rt, lambda: report.status(rt, batch_id))  # raises NotFound
         return iter(rt.store.export(batch_id))
 
 

@@ -18,8 +18,8 @@ from worker.model import InvalidSettings
 if TYPE_CHECKING:
     from worker.runtime import Runtime
 
-#: A lane looks at its mailbox when it begins, and works for five seconds: a cooldown that outlives
-#: it makes a suspension take effect at once.
+#: A lane at work reads its mailbox again every five seconds: a cooldown until then makes a
+#: suspension take effect at once.
 HALT = timedelta(seconds=6)
 #: What can be set for one mailbox, as people call it, and the limit that it is.
 LIMITS: Mapping[str, Limit] = {
@@ -78,6 +78,8 @@ class Mailboxes:
         or `default`. Gives {"mailbox", "limits"}: what differs from the settings now.
         """
         rt, address = self._runtime(), _address(mailbox)
+        if unknown := sorted(set(limits) - set(LIMITS)):
+            raise InvalidSettings(f"no limit {unknown[0]!r:.64}; there are {', '.join(LIMITS)}")
         changes = {str(LIMITS[name]): _limit(name, value) for name, value in limits.items()}
         found = ask(rt, lambda: rt.store.mailboxes.limit(address, changes, by=by, why=why))
         _wake(rt, address)

@@ -182,7 +182,7 @@ class Flight:
             if verdict.cooldown:
                 self.rest.for_(verdict.cooldown)
                 seen = self.trouble if in_trouble(outcome) else None
-                too_many = isinstance(outcome, Throttled)
+                too_many = outcome.answer.status == 429
                 await gate.cool(self.mailbox, verdict.cooldown, seen, too_many=too_many)
             elif self.trouble and isinstance(outcome, Accepted | Rejected):
                 await gate.calm(self.mailbox)

@@ -220,7 +220,7 @@ class Lane:
     async def _look(self) -> None:
         """Fills the buffer from the best queue: priority first, then whoever had fewer turns."""
         if time.monotonic() >= self._fresh_until:
-            self._standing.limits = (await self._read()).limits
+            self._standing.heard(await self._read())
         if self._buffer or self._ready:
             return
         self._seen = await asyncio.to_thread(

@@ -37,6 +37,12 @@ class Standing:
         rest = timedelta(seconds=seen.rest)
         return cls(seen.limits, seen.refusals, seen.suspended, probe_in, rest)
 
+    def heard(self, now: Standing) -> None:
+        """What an operator, or another's outcome, changed while the lane works."""
+        self.limits = now.limits
+        if now.suspended and not self.suspended:
+            self.suspended, self.probe_in = True, now.probe_in
+
     @property
     def over(self) -> bool:
         """Nothing more is to be claimed for this mailbox: it is suspended, no probe is due."""
@@ -60,6 +66,8 @@ class Standing:
                 self.refusals += 1
                 # A refused probe: the next is due in a minute at the soonest.
                 self.probe_in = None
+            case Accepted() if self.suspended and self.probe_in is None:
+                pass  # it was under way: only an operator, or the next probe, ends this
             case Accepted() if self.suspended or self.refusals:
                 self.refusals, self.suspended = 0, False
                 return True

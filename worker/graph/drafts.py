@@ -36,14 +36,14 @@ class Drafts:
         self._url = url
 
     async def create(self, mailbox: str, message: bytes, token: str, deadline: float) -> Reply:
-        """201 with the draft (see `id_of`). https://learn.microsoft.com/graph/api/user-post-messages"""
+        """201 with the draft (see `text_of`). https://learn.microsoft.com/graph/api/user-post-messages"""
         return await self._wire.ask(
             "POST", self._url(mailbox, "messages"), body=message, token=token, deadline=deadline,
             headers=_HEADERS, wants=_DRAFT_BYTES,
         )  # fmt: skip
 
     async def find(self, mailbox: str, message_id: str, token: str, deadline: float) -> Reply:
-        """200 with the mails that carry the marker (see `marked`). Needs a permission to read."""
+        """200 with the mails that carry the marker (see `values`). Needs a permission to read."""
         marked = f"ep/id eq '{MARKER_PROPERTY}' and ep/value eq '{message_id}'"
         wanted = quote(f"singleValueExtendedProperties/any(ep: {marked})", safe="()/:'")
         return await self._get(mailbox, f"messages?$filter={wanted}&$select=id,isDraft", token,

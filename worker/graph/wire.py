@@ -31,7 +31,7 @@ from worker.model import Answer, NotSent, Outcome, Unknown
 from worker.policy import LEASE_NEARLY_OVER, classify
 
 CONNECT_TIMEOUT = 10.0  # seconds, for TCP and TLS together
-BODY_TIMEOUT = 5.0  # seconds: the body of an error is for people, the status has decided
+BODY_TIMEOUT = 5.0  # seconds, for a body after its head: the status has decided most
 BODY_LIMIT = 64 * 1024
 LAST_LOOK = 0.5  # seconds, after the request timeout, for what has already arrived
 #: Idle connections are closed before common servers do (5 s): a request that goes out on a
@@ -51,7 +51,6 @@ class Reply:
     answer: Answer
     left: bool = True  #: whether a byte of the request may have gone out
     content: bytes = b""
-    location: str | None = None
 
     @property
     def outcome(self) -> Outcome:
@@ -127,7 +126,7 @@ class Wire:
         content = await _read(response, wants)
         took = timedelta(seconds=time.monotonic() - started)
         answer = answer_of(response, content, client_request_id, took)
-        return Reply(answer, content=content, location=response.headers.get("location"))
+        return Reply(answer, content=content)
 
     async def close(self) -> None:
         """Closes the connections. What is in flight ends as with a lost connection."""

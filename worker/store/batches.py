@@ -1,4 +1,4 @@
-"""The store's part for people: what became of a batch, what happened to a message; pools."""
+"""The store's part for people: what became of a batch, what happened to a message."""
 
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from worker.model import State
 from worker.store.clock import after, now
 from worker.store.schema import attempts, batches, bounces, contents, events, messages
+from worker.store.statements import first_look
 from worker.store.transactions import Transactions
 
 STEP = 500
@@ -235,7 +236,9 @@ def _erase_step(
             .values(state=State.CANCELLED)
         )
         connection.execute(
-            update(messages).where(m.id.in_(queued), m.doubt.is_(True)).values(state=State.UNKNOWN)
+            update(messages)
+            .where(m.id.in_(queued), m.doubt.is_(True))
+            .values(state=State.UNKNOWN, **first_look(m.doubt))
         )
     ended = [row for row in rows if row.state != State.SENDING]
     mine = address.lower()

@@ -156,7 +156,7 @@ class Ticker(bootsteps.StartStopStep):
         self._met = met
 
     def _show(self, rt: Runtime) -> None:
-        rt.redis.set(ALIVE + rt.name, "1", ex=5)
+        rt.redis.set(ALIVE + rt.name, "1", ex=15)  # a round of chores may take so long
         rt.meters.flush()
         (rt.crowded.set if rt.redis.llen(backlog_key()) else rt.crowded.clear)()
 

@@ -45,10 +45,18 @@ def run_ingest(rt: Runtime, seconds: float = math.inf) -> dict[str, int]:
 
 def run_sweep(rt: Runtime) -> dict[str, int]:
     """Wakes lanes, ends what ran out, finishes batches, tells their applications."""
+    ended: list[str] = []
+
+    def finished(batch_id: str) -> None:
+        rt.bell.finish(batch_id)
+        ended.append(batch_id)
+
     done = sweep(
         rt.store, on_unknown=rt.settings.on_unknown, max_attempts=rt.settings.max_attempts,
-        wake=lambda targets: wake(rt, targets, news=False), finished=rt.bell.finish,
+        wake=lambda targets: wake(rt, targets, news=False), finished=finished,
     )  # fmt: skip
+    for batch_id in ended:  # ingest may have died before it could, or it never became whole
+        rt.inbox.forget(batch_id)
     rt.meters.add(LEASES, done["leases"])
     return done | {"told": tell_ends(rt.store, rt.callback.finished)}
 
