@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from worker.cli import output
+from worker.cli.doors import DOCTOR
 
 if TYPE_CHECKING:
     from worker.runtime import Runtime
@@ -36,4 +37,4 @@ def warn_refused(rt: Runtime) -> None:
     """Says where no mailbox may send, whatever its own state: the credential is refused."""
     if refusal := rt.refusal():
         output.warn(f"nothing is sent: the credential is refused ({refusal.code}) since "
-                    f"{output.time_text(refusal.since)}; what to do: postroom doctor")  # fmt: skip
+                    f"{output.time_text(refusal.since)}; {DOCTOR}")  # fmt: skip

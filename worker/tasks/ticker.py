@@ -120,7 +120,7 @@ class Ticker(bootsteps.StartStopStep):
         self._thread = threading.Thread(target=self._run, name="postroom-ticker", daemon=True)
         self._most = int(worker.concurrency)
         self._watch: Standstill | None = None
-        self._met: set[str | None] = set()  # the troubles of the last tick
+        self._met: set[str] = set()  # the troubles of the last tick
         super().__init__(worker, **options)
 
     def start(self, _worker: Any) -> None:
@@ -143,11 +143,11 @@ class Ticker(bootsteps.StartStopStep):
         while not rt.stop.wait(TICK.total_seconds()):
             # Each for itself: an inbox that cannot be read must not keep the lanes asleep.
             chores = (self._show, self._ingest, self._sweep, self._settle, self._bounces)
-            self._say({_quietly(partial(chore, rt)) for chore in chores} - {None})
+            self._say({met for chore in chores if (met := _quietly(partial(chore, rt)))})
             if self._watch is not None:
                 self._watch.tick()
 
-    def _say(self, met: set[str | None]) -> None:
+    def _say(self, met: set[str]) -> None:
         """Each trouble once, and once that it is over."""
         for name in met - self._met:
             log.warning("%s: trying again every second", name)

@@ -27,7 +27,7 @@ from worker.tokens.entra import PASSING, REFUSED, Entra, FetchError
 
 log = logging.getLogger(__name__)
 
-#: Who fetches has so long; then another may. Longer than a fetch: discovery and token request.
+#: Who fetches has so long; then another may. Longer than a fetch: one request to Entra.
 LOCK = timedelta(seconds=60)
 POLL = 0.05  # seconds between two looks while another worker fetches
 #: While another worker renews a token that is still good, look again after this (seconds).
