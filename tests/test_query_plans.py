@@ -130,7 +130,8 @@ def test_the_frequent_statements_use_their_indexes(kit: Kit) -> None:
 
     peek = plans(kit, lambda c: kit.sending.peek(c, queue, count=64, share=0, shares=1))
     claim = plans(kit, lambda c: kit.claim_in(c, ids))
-    look = plans(kit, lambda c: c.execute(due_queues(MAILBOX, ["news"])))
+    asked = {"mailbox": MAILBOX, "pools": ["news"]}
+    look = plans(kit, lambda c: c.execute(due_queues("postgresql"), asked))
     leases = plans(kit, lambda c: chores.end_leases(c, resend=False, max_attempts=6))
     correct = plans(kit, lambda c: chores.correct_queue(c, queue, 0))
     due = plans(kit, lambda c: looks.take(c, 32, 60.0, 60.0))

@@ -19,9 +19,10 @@
 -- KEYS[9]     postroom:tenant:flying     sorted set of "slot id|amount", by until (ms)
 --
 -- ARGV[1] is the time in ms, empty for Redis's own; ARGV[2] the verb. The windows go in the order
--- requests, messages, recipients, upload, external; LIMITS are: shape, slots, percent kept for
--- others, and amount and span (ms) of each window, -1 where it is off. BACK is a count and as many
--- (slot id, age ms, 0 nothing | 1 request | 2 all); WANTED a count and as many (slot id, 5 costs).
+-- requests, messages, recipients, upload, external; LIMITS are two: the shape, and as one text: slots,
+-- percent kept for others, and amount and span (ms) of each window, -1 where it is off. COST is one
+-- text of five numbers. BACK is a count and as many (slot id, age ms, 0 nothing | 1 request | 2 all);
+-- WANTED a count and as many (slot id, COST).
 --   ask    token lease_ms LIMITS BACK WANTED
 --            -> {"granted" | "held" | "cooling" | "unknown" | the limit that binds,
 --                count, wait_ms (-1: never), rung, trouble}
@@ -29,7 +30,7 @@
 --   back   LIMITS BACK                              -> 1
 --   leave  token rung hold_ms LIMITS BACK           -> 1 gone, 0 rung meanwhile (stay), -1 not yours
 --   learn  cool_ms LIMITS, then for each window a count and as many (first ms ago, last ms ago,
---          amount), then a count and as many (slot id, ms, 5 costs)
+--          amount), then a count and as many (slot id, ms, COST)
 --            -> 1; what SQL knows, where Redis forgot
 --   cool   ms trouble too_many   -> until when (ms); `trouble`, as it was told, counts one more;
 --                                   too_many: 1 where Graph said 429
@@ -55,10 +56,19 @@ local function take()
 end
 
 -- Checked before anything is written: an error leaves nothing half done.
-local function number(what)
-  local n = tonumber(take())
+local function whole(word, what)
+  local n = tonumber(word)
   if n and n == math.floor(n) then return n end
   error('gate.lua: ' .. what .. ' is not a whole number')
+end
+
+local function number(what) return whole(take(), what) end
+
+local function numbers(count, what)
+  local found = {text = take()}
+  for word in string.gmatch(found.text or '', '%S+') do found[#found + 1] = whole(word, what) end
+  if #found ~= count then error('gate.lua: ' .. what .. ' has not ' .. count .. ' numbers') end
+  return found
 end
 
 local now = tonumber(take())
@@ -105,15 +115,16 @@ end
 -- ---- what the call says ------------------------------------------------------------------------
 
 local shape, most_slots
-local whole, amount, span = {}, {}, {}
+local all, amount, span = {}, {}, {}
 local life = FORGET_MS  -- of all keys: longer than the longest window
 
 local function read_limits()
-  shape, most_slots = take(), number('slots')
-  local kept = number('reserve')
+  shape = take()
+  local told = numbers(2 + 2 * WINDOWS, 'limits')
+  most_slots = told[1]
   for w = 1, WINDOWS do
-    whole[w], span[w] = number('amount'), number('span')
-    amount[w] = whole[w] - math.floor(whole[w] * kept / 100)
+    all[w], span[w] = told[1 + 2 * w], told[2 + 2 * w]
+    amount[w] = all[w] - math.floor(all[w] * told[2] / 100)
     life = math.max(life, span[w] + 3600000)
   end
 end
@@ -121,12 +132,6 @@ end
 local function keep()
   redis.call('PEXPIRE', gate, math.max(life, field('cool') - now))
   redis.call('PEXPIRE', slots, life)
-end
-
-local function read_costs()
-  local cost = {}
-  for w = 1, WINDOWS do cost[w] = number('cost') end
-  return cost
 end
 
 -- ---- windows -----------------------------------------------------------------------------------
@@ -198,17 +203,14 @@ end
 -- ---- slots -------------------------------------------------------------------------------------
 
 local function slot_text(expiry, owner, cost)
-  local words = {plain(expiry), owner}
-  for w = 1, WINDOWS do words[2 + w] = plain(cost[w]) end
-  return table.concat(words, ' ')
+  return plain(expiry) .. ' ' .. owner .. ' ' .. cost.text
 end
 
 local function slot_of(text)
-  local words = {}
-  for word in string.gmatch(text, '%S+') do words[#words + 1] = word end
-  local cost = {}
-  for w = 1, WINDOWS do cost[w] = tonumber(words[2 + w]) end
-  return tonumber(words[1]), words[2], cost
+  local expiry, owner, words = string.match(text, '^(%S+) (%S+) (.*)$')
+  local cost = {text = words}
+  for word in string.gmatch(words, '%S+') do cost[#cost + 1] = tonumber(word) end
+  return tonumber(expiry), owner, cost
 end
 
 -- The tenant's part of a slot: all mailboxes share its window.
@@ -305,7 +307,7 @@ local function binds(used, costs, first, cost)
   local name, longest_wait
   for w = 1, WINDOWS do
     if span[w] >= 0 then
-      if cost[w] > whole[w] then return NAMES[w], -1 end
+      if cost[w] > all[w] then return NAMES[w], -1 end
       -- One that is larger than its share still goes, alone.
       local surplus = costs[w] + sum_of(w) + cost[w] - math.max(amount[w], cost[w])
       if cost[w] > 0 and surplus > 0 then
@@ -336,7 +338,7 @@ end
 
 local function read_wanted()
   local wanted = {}
-  for i = 1, number('#wanted') do wanted[i] = {take(), read_costs()} end
+  for i = 1, number('#wanted') do wanted[i] = {take(), numbers(WINDOWS, 'cost')} end
   if at ~= #ARGV then error('gate.lua: the arguments are more than said') end
   return wanted
 end
@@ -393,7 +395,7 @@ elseif verb == 'learn' then
       past[w][i] = {now - number('first'), now - number('last'), number('amount')}
     end
   end
-  for i = 1, number('#slots') do known[i] = {take(), now + number('ms'), read_costs()} end
+  for i = 1, number('#slots') do known[i] = {take(), now + number('ms'), numbers(WINDOWS, 'cost')} end
   local mine = redis.call('HGET', gate, 'shape') ~= shape
   local theirs = span[EXTERNAL] >= 0
     and redis.call('HGET', tenant, 'shape') ~= plain(span[EXTERNAL])

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from worker.limits import WINDOWS, Cost, Limit, Limits, Used, Window
+from worker.script import Script
 
 #: A lane that is not heard of for this long is dead: another worker may take the mailbox.
 LANE_LEASE = timedelta(seconds=10)
@@ -84,7 +86,7 @@ class Gate:
         bell: timedelta = BELL, clock: Callable[[], int | str] = str,
     ) -> None:  # fmt: skip
         """`clock` is for tests: milliseconds; empty for Redis's own time."""
-        self._call = redis.register_script(_SCRIPT)
+        self._call = Script(redis, _SCRIPT)
         self._history = history
         self._clock = clock
         self.limits = limits
@@ -116,8 +118,8 @@ class Gate:
         limits: Limits | None = None,
     ) -> None:  # fmt: skip
         """The request of a visit came to its end `age` ago."""
-        words = ["back", *self._limits(limits, high=False), *_back([Back(name, age, used)])]
-        await self._do(mailbox, *words)
+        told = _limits(limits or self.limits, False)
+        await self._do(mailbox, "back", *told, *_back([Back(name, age, used)]))
 
     async def leave(
         self, mailbox: str, lane: str, rung: int | None = None, *,
@@ -130,7 +132,7 @@ class Gate:
         """
         answer = await self._do(
             mailbox, "leave", lane, "" if rung is None else rung, _ms(hold),
-            *self._limits(limits, high=False), *_back(given_back),
+            *_limits(limits or self.limits, False), *_back(given_back),
         )  # fmt: skip
         return int(answer) != 0
 
@@ -167,7 +169,7 @@ class Gate:
     async def usage(self, mailbox: str, limits: Limits | None = None) -> Usage:
         """How full the windows of a mailbox are."""
         limits = limits or self.limits
-        args = ["usage", *self._limits(limits, high=True)]
+        args = ["usage", *_limits(limits, True)]
         cool, bound, *used = await self._informed(mailbox, args, limits)
         amounts = {limit: n for limit, n in zip(WINDOWS, used, strict=True) if n >= 0}
         return Usage(timedelta(milliseconds=cool), bound.decode() or None, amounts)
@@ -177,9 +179,9 @@ class Gate:
         given_back: Sequence[Back], limits: Limits | None, high: bool,
     ) -> Grant:  # fmt: skip
         limits = limits or self.limits
-        args = [*words, *self._limits(limits, high=high), *_back(given_back), len(wanted)]
+        args = [*words, *_limits(limits, high), *_back(given_back), len(wanted)]
         for name, cost in wanted:
-            args += (name, *cost)
+            args += (name, _cost(cost))
         word, count, wait, rung, trouble = await self._informed(mailbox, args, limits)
         waits = None if wait < 0 else timedelta(milliseconds=wait)
         return Grant(word.decode(), count, waits, rung, trouble)
@@ -196,7 +198,7 @@ class Gate:
     async def _learn(self, mailbox: str, limits: Limits) -> None:
         """Tells Redis what SQL knows; a second lesson of the same changes nothing."""
         past = await self._history(mailbox, limits)
-        args: list[Any] = [_ms(past.cooldown), *self._limits(limits, high=True)]
+        args: list[Any] = [_ms(past.cooldown), *_limits(limits, True)]
         for limit in WINDOWS:
             entries = past.windows[limit].entries if limit in past.windows else ()
             args.append(len(entries))
@@ -204,18 +206,8 @@ class Gate:
                 args += (-first, -last, amount)
         args.append(len(past.flying))
         for name, ms, cost in past.flying:
-            args += (name, ms, *cost)
+            args += (name, ms, _cost(cost))
         await self._do(mailbox, "learn", *args)
-
-    def _limits(self, limits: Limits | None, *, high: bool) -> list[Any]:
-        """LIMITS of gate.lua."""
-        limits = limits or self.limits
-        rates = [limits.rate(limit) for limit in WINDOWS]
-        shape = " ".join(f"{w}:{r.span_ms}" for w, r in zip(WINDOWS, rates, strict=True) if r)
-        args: list[Any] = [shape, limits.slots, 0 if high else limits.reserve_high]
-        for rate in rates:
-            args += (rate.amount, rate.span_ms) if rate else (0, -1)
-        return args
 
     async def _do(self, mailbox: str, *args: Any) -> Any:
         return await self._call(keys=keys_of(mailbox), args=[self._clock(), *args])
@@ -240,15 +232,16 @@ def bounds(redis: SyncRedis, mailboxes: Sequence[str]) -> list[str | None]:
     return told
 
 
-def keys_of(mailbox: str) -> list[str]:
+@lru_cache(maxsize=1024)
+def keys_of(mailbox: str) -> Sequence[str]:
     """The Redis keys of a mailbox's gate and of its tenant's."""
     stem = "postroom:{" + mailbox.lower() + "}"
     windows = [f"{stem}:{limit}" for limit in WINDOWS if limit is not Limit.EXTERNAL]
     tenant = "postroom:tenant"
-    return [
+    return (
         _key(mailbox), f"{stem}:slots", *windows,
         f"{tenant}:{Limit.EXTERNAL}", tenant, f"{tenant}:flying",
-    ]  # fmt: skip
+    )  # fmt: skip
 
 
 def _key(mailbox: str) -> str:
@@ -275,6 +268,22 @@ async def unheard(redis: Redis, mailboxes: Sequence[str], span: timedelta) -> li
         if bell and lease <= now and now - bell >= span_ms:
             found.append(mailbox)
     return found
+
+
+@lru_cache(maxsize=256)
+def _limits(limits: Limits, high: bool) -> tuple[str, str]:
+    """LIMITS of gate.lua."""
+    rates = [limits.rate(limit) for limit in WINDOWS]
+    shape = " ".join(f"{w}:{r.span_ms}" for w, r in zip(WINDOWS, rates, strict=True) if r)
+    told = [limits.slots, 0 if high else limits.reserve_high]
+    for rate in rates:
+        told += (rate.amount, rate.span_ms) if rate else (0, -1)
+    return shape, " ".join(map(str, told))
+
+
+def _cost(cost: Cost) -> str:
+    """COST of gate.lua."""
+    return " ".join(map(str, cost))
 
 
 def _back(given_back: Sequence[Back]) -> list[Any]:

@@ -65,6 +65,7 @@ class Store(Transactions):
     def __init__(self, engine: Engine, *, max_failures: int | None = None) -> None:
         """`max_failures`: so many rejections in a row pause a batch; None or 0: none do."""
         super().__init__(engine)
+        self._queues = due_queues(engine.dialect.name)
         self.sending = Sending(engine.dialect.name, max_failures)
         self.contents = Contents(engine)
         self.drafts = Drafts(engine)
@@ -100,7 +101,8 @@ class Store(Transactions):
         self, mailbox: str, pools: Mapping[str, Sequence[str]], turns: Mapping[str, int], count: int
     ) -> Seen | None:
         with self._reading() as connection:
-            rows = connection.execute(due_queues(mailbox, list(pools))).mappings().all()
+            asked = {"mailbox": mailbox, "pools": list(pools)}
+            rows = connection.execute(self._queues, asked).mappings().all()
             empty = []
             for row in sorted(rows, key=lambda r: _rank(r, turns)):
                 members = sorted(pools[row["target"]]) if row["target_kind"] == "pool" else []

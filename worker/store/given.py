@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -48,6 +47,17 @@ def _as(kind: Any, found: ColumnElement[Any]) -> ColumnElement[Any]:
     return type_coerce(found, kind) if isinstance(kind, JSON) else cast(found, kind)
 
 
+def is_among(dialect: str, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+    """Whether a text is in the list that is the parameter `name`: one statement for any length.
+
+    With IN each length would be a text of its own, to be made, taken apart and planned anew.
+    """
+    if dialect == "postgresql":
+        return column == any_(bindparam(name, type_=postgresql.ARRAY(Text)))
+    each = func.json_each(bindparam(name, type_=JSON)).table_valued("value")
+    return column.in_(select(each.c.value))
+
+
 def is_given(dialect: str, rows: FromClause) -> ColumnElement[bool]:
     """Whether a message is one of `rows`.
 
@@ -61,9 +71,9 @@ def is_given(dialect: str, rows: FromClause) -> ColumnElement[bool]:
     return and_(same, messages.c.id == any_(ids))
 
 
-def rows_given(dialect: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The parameters of a statement that finds its rows by `is_given`."""
-    found: dict[str, Any] = {"rows": json.dumps(rows)}
+def rows_given(dialect: str, rows: Iterable[str], ids: Sequence[str]) -> dict[str, Any]:
+    """The parameters of a statement that finds its rows, each a JSON text, by `is_given`."""
+    found: dict[str, Any] = {"rows": f"[{','.join(rows)}]"}
     if dialect == "postgresql":
-        found["ids"] = [row["id"] for row in rows]
+        found["ids"] = list(ids)
     return found

@@ -67,6 +67,11 @@ class ToRecord:
     clears: bool = False  #: an acceptance that ends what SQL holds against the mailbox
     external: int = 0
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """The claim: message id and fencing number."""
+        return self.id, self.fence
+
 
 class Sending:
     """The statements of sending, compiled once for one database."""
@@ -96,24 +101,14 @@ class Sending:
             "window": window,
             "mailbox": mailbox,
         }
-        return [Due(**row) for row in connection.execute(self._peek, parameters).mappings()]
+        return [Due(*row) for row in connection.execute(self._peek, parameters).all()]
 
     def claim(self, connection: Connection, wanted: Sequence[ToClaim]) -> dict[str, int]:
         """Claims what still may be sent: message id → fencing number. queued → sending."""
-        rows = [
-            {
-                "id": c.id,
-                "size": c.size,
-                "external": c.external,
-                "mailbox": c.mailbox,
-                "worker": c.worker,
-                "lease": c.lease,
-                "token_left": c.token_left,
-                "addresses": list(c.addresses),
-            }
-            for c in sorted(wanted, key=lambda c: c.id)
-        ]
-        found = connection.execute(self._claim, rows_given(self._dialect, rows))
+        rows = {c.id: json.dumps(_claim(c)) for c in sorted(wanted, key=lambda c: c.id)}
+        found = connection.execute(
+            self._claim, rows_given(self._dialect, rows.values(), list(rows))
+        )
         return {row.id: row.fence for row in found}
 
     def record(self, connection: Connection, results: Sequence[ToRecord]) -> set[tuple[str, int]]:
@@ -123,18 +118,17 @@ class Sending:
         given up meanwhile is not touched, but a late 202 is proof: whatever the state, it becomes
         `sent`.
         """
-        rows = [_row(r) for r in sorted(results, key=lambda r: r.id)]
-        found = connection.execute(self._record, rows_given(self._dialect, rows))
+        rows = {r.key: json.dumps(_row(r)) for r in sorted(results, key=lambda r: r.id)}
+        found = connection.execute(self._record, self._given(rows))
         before = {(row.id, row.fence): row.rejections for row in found}
         done = set(before)
-        told = self._told(connection, [r for r in results if (r.id, r.fence) not in done])
-        fresh = [r for r in results if (r.id, r.fence) in done]
-        late = [r for r in results if (r.id, r.fence) not in done and _told_as(r) not in told]
-        self._audit(connection, fresh, late=False)
-        self._audit(connection, late, late=True)
-        proofs = [_row(r) for r in late if r.verdict.state is State.SENT]
-        if proofs:
-            connection.execute(self._evidence, rows_given(self._dialect, proofs))
+        told = self._told(connection, [r for r in results if r.key not in done])
+        fresh = [r for r in results if r.key in done]
+        late = [r for r in results if r.key not in done and _told_as(r) not in told]
+        self._audit(connection, [rows[r.key] for r in fresh], late=False)
+        self._audit(connection, [rows[r.key] for r in late], late=True)
+        if proofs := {r.key: rows[r.key] for r in late if r.verdict.state is State.SENT}:
+            connection.execute(self._evidence, self._given(proofs))
         self._count_rejections(connection, fresh, before)
         self._wake_queues(connection, [r for r in fresh if r.verdict.state is State.QUEUED])
         self._tend(connection, fresh, late)
@@ -157,10 +151,12 @@ class Sending:
         wanted = {_told_as(r) for r in results}
         return {tuple(row[:5]): row.late for row in found if tuple(row[:5]) in wanted}
 
-    def _audit(self, connection: Connection, results: Sequence[ToRecord], *, late: bool) -> None:
-        if results:
-            rows = [_row(r) | {"late": late} for r in results]
-            connection.execute(self._attempts, {"rows": json.dumps(rows)})
+    def _audit(self, connection: Connection, rows: Sequence[str], *, late: bool) -> None:
+        if rows:
+            connection.execute(self._attempts, {"rows": f"[{','.join(rows)}]", "late": late})
+
+    def _given(self, rows: Mapping[tuple[str, int], str]) -> dict[str, Any]:
+        return rows_given(self._dialect, rows.values(), [message_id for message_id, _ in rows])
 
     def _count_rejections(
         self, connection: Connection, fresh: Sequence[ToRecord],
@@ -169,7 +165,7 @@ class Sending:
         """The batches' rows, before their queues' as at an arrival: nobody waits crosswise."""
         ends = [r for r in fresh if rejections.counts(r.outcome, r.verdict)]
         changed = {r.batch_id for r in ends
-                   if isinstance(r.outcome, Rejected) or before[r.id, r.fence]}  # fmt: skip
+                   if isinstance(r.outcome, Rejected) or before[r.key]}  # fmt: skip
         for batch_id in sorted(changed):
             outcomes = [r.outcome for r in ends if r.batch_id == batch_id]
             rejections.note(connection, batch_id, outcomes, self._max_failures)
@@ -218,6 +214,14 @@ def plain(value: str | None) -> str | None:
     if value is None:
         return None
     return value.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+
+
+def _claim(c: ToClaim) -> dict[str, Any]:
+    return {
+        "id": c.id, "size": c.size, "external": c.external, "mailbox": c.mailbox,
+        "worker": c.worker, "lease": c.lease, "token_left": c.token_left,
+        "addresses": list(c.addresses),
+    }  # fmt: skip
 
 
 def _row(r: ToRecord) -> dict[str, Any]:

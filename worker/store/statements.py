@@ -34,7 +34,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from worker.model import State
 from worker.policy import look_after
 from worker.store.clock import after, now
-from worker.store.given import given, is_given
+from worker.store.given import given, is_among, is_given
 from worker.store.schema import (
     Id,
     Json,
@@ -81,10 +81,11 @@ def suppressed(dialect: str, addresses: ColumnElement[Any]) -> ColumnElement[boo
     return exists().where(suppressions.c.address == each.c.value)
 
 
-def due_queues(mailbox: str, pools: Sequence[str]) -> Select[Any]:
-    """The queues that this mailbox may serve now, best priority first."""
-    mine = and_(queues.c.target_kind == "mailbox", queues.c.target == mailbox)
-    ours = and_(queues.c.target_kind == "pool", queues.c.target.in_(pools))
+def due_queues(dialect: str) -> Select[Any]:
+    """The queues that `mailbox`, which is in these `pools`, may serve now, best priority first."""
+    its = queues.c.target == bindparam("mailbox", type_=Text)
+    mine = and_(queues.c.target_kind == "mailbox", its)
+    ours = and_(queues.c.target_kind == "pool", is_among(dialect, queues.c.target, "pools"))
     return (
         select(
             queues.c.id,
@@ -285,7 +286,7 @@ def evidence_statement(dialect: str) -> Any:
 
 def attempts_statement(dialect: str) -> Any:
     rows = given(
-        dialect, id=Id, fence=Integer(), late=Boolean(), batch_id=Id, mailbox=Text(),
+        dialect, id=Id, fence=Integer(), batch_id=Id, mailbox=Text(),
         worker=Text(), outcome=Text(), status=Integer(), code=Text(), detail=Text(),
         request_id=Text(), client_request_id=Text(), retry_after=Float(), duration=Float(),
         token_left=Float(), recipients=Integer(), size=Integer(), external=Integer(),
@@ -294,7 +295,7 @@ def attempts_statement(dialect: str) -> Any:
     chosen = select(
         c.id,
         c.fence,
-        c.late,
+        bindparam("late", type_=Boolean),
         c.batch_id,
         c.mailbox,
         c.worker,

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, case, delete, insert, select, update
 from worker.model import Due, State
 from worker.staging import addresses
 from worker.store.clock import now
+from worker.store.given import is_among
 from worker.store.schema import events, is_in, messages, suppressions
 from worker.store.statements import first_look, insert_for
 from worker.store.transactions import Transactions
@@ -21,6 +22,13 @@ STEP = 500
 #: The code of a message that ended because nobody was left to write to.
 SUPPRESSED = "Suppressed"
 _FIELDS = ("to", "cc", "bcc")
+#: Those of the list `given` that are suppressed.
+_AMONG = {
+    dialect: select(suppressions.c.address).where(
+        is_among(dialect, suppressions.c.address, "given")
+    )
+    for dialect in ("postgresql", "sqlite")
+}
 
 
 class Suppressions(Transactions):
@@ -80,10 +88,7 @@ def _among(connection: Connection, given: Iterable[str]) -> set[str]:
     found: set[str] = set()
     rest = iter(sorted(given))
     while step := list(islice(rest, STEP)):
-        rows = connection.execute(
-            select(suppressions.c.address).where(suppressions.c.address.in_(step))
-        )
-        found |= set(rows.scalars())
+        found |= set(connection.execute(_AMONG[connection.dialect.name], {"given": step}).scalars())
     return found
 
 
