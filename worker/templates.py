@@ -175,7 +175,9 @@ def _compile(part: Part, source: str) -> tuple[JinjaTemplate, nodes.Template]:
         if loaded is not None:
             detail = f"line {loaded.lineno}: {type(loaded).__name__.lower()} is not available"
             raise TemplateProblem("TPL_SYNTAX", path, detail)
-        return sandbox.from_string(source), tree
+        template = sandbox.from_string(source)
+        template.globals = dict(template.globals)  # each rendering copies it: Jinja2's is slow to
+        return template, tree
     except TemplateSyntaxError as error:
         raise TemplateProblem("TPL_SYNTAX", path, f"line {error.lineno}: {_short(error)}") from None
     except (RecursionError, MemoryError, SyntaxError, ValueError, OverflowError) as error:

@@ -16,6 +16,8 @@ from worker.policy import BY_CODE, retry_after
 
 #: A signed token, and whatever is said to bear something.
 _TOKEN = re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*|(?<=\bBearer )[\w.~+/=-]+")
+#: What can be neither: no dot, no blank, no @.
+_ONE_WORD = re.compile(r"[\w-]+")
 _ADDRESS = re.compile(r"[^\s<>()'\":;,]+@[^\s<>()'\":;,]+")
 
 
@@ -67,5 +69,7 @@ def _first(errors: Sequence[Mapping[str, Any]], key: str) -> str | None:
 
 def for_people(text: str) -> str:
     """One line of at most 300 characters, without mail addresses and tokens."""
+    if _ONE_WORD.fullmatch(text):  # as every request id is
+        return text[:300]
     line = _TOKEN.sub("(token)", " ".join(text[:2000].split()))
     return _ADDRESS.sub("(address)", line)[:300]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg.types.string import TextLoader
 from sqlalchemy import (
     Column,
     Engine,
@@ -78,6 +79,7 @@ def make_engine(
             pool_use_lifo=True,
             connect_args={"options": POSTGRES_OPTIONS, "connect_timeout": 2} | POSTGRES_LIFE,
         )
+        _leave_ids_as_texts(engine)
         _ping_the_idle(engine)
         _leave_the_read_only(engine)
         if patience is not None:
@@ -96,6 +98,14 @@ def make_engine(
     else:
         raise InvalidSettings(f"DATABASE_URL: {backend} is not one of postgresql, sqlite")
     return engine.execution_options(schema_translate_map={None: schema}) if schema else engine
+
+
+def _leave_ids_as_texts(engine: Engine) -> None:
+    """psycopg would make an object of each UUID, and SQLAlchemy a text of the object."""
+
+    @event.listens_for(engine, "connect")
+    def _load(connection: Any, _record: Any) -> None:
+        connection.adapters.register_loader("uuid", TextLoader)
 
 
 def _ping_the_idle(engine: Engine) -> None:

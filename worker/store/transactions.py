@@ -19,9 +19,10 @@ class Transactions:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._reads = engine.execution_options(reads=True)
 
     def _reading(self) -> AbstractContextManager[Connection]:
-        return self.engine.execution_options(reads=True).connect()
+        return self._reads.connect()
 
     def _do(self, work: Callable[[Connection], T]) -> T:
         return patiently(lambda: self._once(work), chance=random.random)
