@@ -124,7 +124,5 @@ def opened(directory: Path, redis_url: str, database_url: str, **changes: Any) -
 
 def close(runtime: Runtime) -> None:
     """Ends a runtime whose process goes on."""
-    if "gate" in runtime.__dict__:
-        runtime.call(runtime.gate._call.registered_client.aclose())
     runtime.close()
     runtime.redis.close()

@@ -22,8 +22,8 @@ from worker.store.retrying import is_of_the_data, name_of
 
 log = logging.getLogger(__name__)
 
-#: How many chunks one transaction takes.
-BLOCK = 20
+#: How many chunks one transaction takes; each is up to 1 MiB of JSON, and ten times that in memory.
+BLOCK = 5
 #: A block whose reader was not heard of for so long is read by another, in milliseconds.
 IDLE_MS = 10_000
 #: A chunk with which so many readers ended without a word is not read again: it may be the chunk.

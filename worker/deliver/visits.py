@@ -9,8 +9,6 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-import jwt
-
 from worker.deliver.values import Deps
 from worker.gate import Grant
 from worker.graph import Reply
@@ -103,6 +101,8 @@ def may_draft(token: str) -> bool:
 
     https://learn.microsoft.com/entra/identity-platform/access-token-claims-reference (roles)
     """
+    import jwt  # rarely needed, and it loads half of cryptography
+
     try:
         claims = jwt.decode(token, options={"verify_signature": False})
     except jwt.InvalidTokenError:

@@ -19,8 +19,6 @@ from worker.model import State
 from worker.store import Store
 from worker.store.mailboxes import BY_OPERATOR
 
-#: Where Flower listens if nobody says otherwise.
-FLOWER = "http://127.0.0.1:5555"
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 #: What Microsoft allows a mailbox; more is throttled, or bounces without a word to the sender.
 #: https://learn.microsoft.com/graph/throttling-limits

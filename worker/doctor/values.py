@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from worker.tokens import Token
 
 
+#: Where Flower listens if nobody says otherwise.
+FLOWER = "http://127.0.0.1:5555"
+
+
 class Status(StrEnum):
     """How a check went."""
 

@@ -14,9 +14,9 @@ from typing import Any
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
-#: What a TLS connection reads into, in bytes: a whole record (RFC 8446, 5.1). asyncio sets 256 kB
-#: aside for each, a worker has hundreds of them, and Graph's answers are short.
-_READ_INTO = 16 * 1024
+#: What a TLS connection reads into, in bytes. asyncio sets 256 kB aside for each, a worker has
+#: hundreds of them, and what Graph says to a send is short; a longer answer takes more readings.
+_READ_INTO = 4 * 1024
 #: So much of an answer is kept; interim heads (1xx) come before the one that counts.
 _KEPT = 4096
 _ACCEPTED = re.compile(rb"(?:HTTP/1\.[01] 1\d\d[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n)*"

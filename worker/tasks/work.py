@@ -33,14 +33,27 @@ async def run_lane(rt: Runtime, mailbox: str) -> dict[str, Any]:
 
 
 def run_ingest(rt: Runtime, seconds: float = math.inf) -> dict[str, int]:
-    """Writes what lies in the inbox. `seconds`: leaves the rest to the next who looks."""
-    end = time.monotonic() + seconds
+    """Writes what lies in the inbox. `seconds`: leaves the rest to a task.
+
+    One thread of a process at a time, which goes on for whoever comes meanwhile: several would hold
+    a block in memory each, and be no faster.
+    """
+    end, done = time.monotonic() + seconds, dict[str, int]()
     enough = lambda: rt.stop.is_set() or time.monotonic() > end  # noqa: E731
-    rt.parts.drain(rt.name, rt.store.contents.arrive, enough)
-    return ingest(
-        rt.inbox, rt.store, consumer=rt.name, max_age=rt.settings.max_age,
-        wake=lambda targets: wake(rt, targets, news=True), enough=enough,
-    )  # fmt: skip
+    rt.rung.set()
+    while rt.rung.is_set() and not enough() and rt.taking_in.acquire(blocking=False):
+        try:
+            rt.rung.clear()
+            rt.parts.drain(rt.name, rt.store.contents.arrive, enough)
+            done = ingest(
+                rt.inbox, rt.store, consumer=rt.name, max_age=rt.settings.max_age,
+                wake=lambda targets: wake(rt, targets, news=True), enough=enough,
+            )  # fmt: skip
+        finally:
+            rt.taking_in.release()
+    if time.monotonic() > end:
+        rt.ring_ingest()
+    return done
 
 
 def run_sweep(rt: Runtime) -> dict[str, int]:

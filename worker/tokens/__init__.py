@@ -16,9 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from redis import Redis, RedisError
 
 from worker.credentials import Credential
@@ -34,6 +33,9 @@ POLL = 0.05  # seconds between two looks while another worker fetches
 LOOK_AGAIN = 1.0
 #: A token that Graph refuses so soon after its birth was not revoked: it never worked.
 FRESH = timedelta(seconds=60)
+
+if TYPE_CHECKING:
+    from cryptography.fernet import MultiFernet
 
 _SCRIPT = Path(__file__).with_name("tokens.lua").read_text(encoding="utf-8")
 
@@ -127,7 +129,7 @@ class Tokens:
         self._script = redis.register_script(_SCRIPT)
         self._margin = margin
         self._fetching = fetching
-        self._fernet = MultiFernet([Fernet(key) for key in secret_keys]) if secret_keys else None
+        self._fernet = _made_of(secret_keys) if secret_keys else None
         stem = f"postroom:token:{{{tenant_id}:{client_id}}}:{_digest(authority, scope)}"
         # A refusal holds for one credential: a corrected one is tried at once. 32 bits tell two
         # secrets apart and do not help to guess one.
@@ -275,10 +277,14 @@ class Tokens:
         """The token of the record; None where there is none, or not one that our keys open."""
         if not look.blob:
             return None
-        try:
-            value = self._fernet.decrypt(look.blob) if self._fernet else look.blob
-        except InvalidToken:
-            return None
+        value = look.blob
+        if self._fernet is not None:
+            from cryptography.fernet import InvalidToken
+
+            try:
+                value = self._fernet.decrypt(look.blob)
+            except InvalidToken:
+                return None
         ends_at = began + (look.ends - look.now) / 1000
         return Token(value.decode(), ends_at, int(look.serial))
 
@@ -310,6 +316,13 @@ class Tokens:
 
     def _call(self, *args: Any) -> Any:
         return self._script(keys=self._keys, args=args)
+
+
+def _made_of(keys: Sequence[str]) -> MultiFernet:
+    # Imported here: it is large, and most workers are told of no key.
+    from cryptography.fernet import Fernet, MultiFernet
+
+    return MultiFernet([Fernet(key) for key in keys])
 
 
 def _ms(span: timedelta) -> int:
