@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from tests.doors_kit import nothing
 from worker.gate import Back, Gate, keys_of, lane_token
@@ -376,3 +377,48 @@ def test_wrong_arguments_are_an_error_and_leave_nothing(
         assert [await redis.dump(key) for key in keys] == before
 
     on_gate(redis_url, work)
+
+
+def test_a_redis_that_forgot_its_scripts_is_told_again(redis_url: str) -> None:
+    """After a restart of Redis: the asking is heard, and once."""
+
+    async def work(gate: Gate, redis: Redis) -> None:
+        await gate.ask(MAILBOX, "a", wanted=slots("1"))
+        await redis.script_flush()
+        heard = await asyncio.gather(
+            gate.ask(MAILBOX, "a", wanted=slots("2")), gate.ask("other@contoso.com", "b")
+        )
+        assert [one.word for one in heard] == ["granted", "granted"]
+        assert await redis.hlen(keys_of(MAILBOX)[1]) == 2
+
+    on_gate(redis_url, work)
+
+
+def test_lanes_that_ask_together_share_a_round_trip(redis_url: str) -> None:
+    """Each has its own answer, whoever of them waits no longer, and no connection is added."""
+
+    async def work(gate: Gate, redis: Redis) -> None:
+        boxes = [f"box{n}@contoso.com" for n in range(20)]
+        await asyncio.gather(*(gate.ask(b, b) for b in boxes))
+        before = len(await redis.client_list())
+        asked = [asyncio.create_task(gate.ask(b, b, wanted=slots(b, b + "2"))) for b in boxes]
+        await asyncio.sleep(0)  # all of them have asked
+        asked.pop(7).cancel()
+
+        assert {(one.word, one.count) for one in await asyncio.gather(*asked)} == {("granted", 2)}
+        assert await redis.hlen(keys_of(boxes[7])[1]) == 2
+        assert len(await redis.client_list()) == before, "more connections"
+
+    on_gate(redis_url, work)
+
+
+def test_where_redis_is_gone_every_lane_that_asked_is_told(tmp_path: Path) -> None:
+    """Nobody waits for an answer that cannot come."""
+
+    async def run() -> list[Any]:
+        async with Redis.from_url(f"unix://{tmp_path}/gone.sock") as redis:
+            gate = gate_of(redis)
+            asked = [gate.ask(MAILBOX, "a") for _ in range(3)]
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+    assert [isinstance(one, RedisError) for one in asyncio.run(run())] == [True] * 3

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+import sqlalchemy
 
 from tests.store_kit import Kit, opened, postgresql_only
 from tests.support import clean_environment, wait_until
@@ -25,6 +27,7 @@ from worker.model import InboxFull, Message, State
 from worker.runtime import Runtime
 from worker.servers import RedisServer
 from worker.store import Store, make_engine
+from worker.tasks.work import run_ingest
 
 SENDER = "notices@contoso.com"
 
@@ -77,8 +80,13 @@ def spoil(rt: Runtime, at: int, **fields: Any) -> None:
 
 def at_rest(rt: Runtime) -> bool:
     """Whether nothing waits in the inbox, nor is pending."""
-    pending: Any = rt.redis.xpending(STREAM, "postroom")
-    return rt.inbox.waiting() == 0 and pending["pending"] == 0
+    return rt.inbox.waiting() == 0 and pending(rt) == 0
+
+
+def pending(rt: Runtime) -> int:
+    """How many chunks are being taken in."""
+    found: Any = rt.redis.xpending(STREAM, "postroom")
+    return int(found["pending"])
 
 
 @pytest.mark.parametrize(
@@ -244,3 +252,21 @@ def test_redis_may_forbid_info(own_redis: RedisServer):
     assert enqueue(rt, 3)
     assert rt.inbox.waiting() == 1
     rt.close()
+
+
+@postgresql_only
+def test_one_thread_takes_in_for_all_of_its_process(rt: Runtime, kit: Kit) -> None:
+    """The second does not wait, and what it was rung for is not left to the next tick."""
+    batches = [enqueue(rt, 3)]
+    with ThreadPoolExecutor() as pool:
+        with kit.engine.begin() as connection:
+            connection.execute(sqlalchemy.text("LOCK TABLE messages IN EXCLUSIVE MODE"))
+            first = pool.submit(run_ingest, rt)
+            wait_until(lambda: pending(rt), "a block in work")
+            batches.append(enqueue(rt, 3))
+            assert run_ingest(rt) == {}
+        first.result(timeout=20)
+
+    assert at_rest(rt)
+    totals = [(kit.store.batch_status(b) or {}).get("counts", {}).get("queued") for b in batches]
+    assert totals == [3, 3]

@@ -80,6 +80,8 @@ class Compiled:
             if source is None:
                 continue
             self._parts[part], tree = _compile(part, source)
+            # Each rendering makes a copy, and Jinja2's own mapping is slow to copy.
+            self._parts[part].globals = dict(self._parts[part].globals)
             asked = meta.find_undeclared_variables(tree) - _TEXT.globals.keys()
             needed |= dict.fromkeys(asked - needed.keys(), part)
             self._plain &= all(isinstance(n, _PLAIN) for n in _walk(tree))
@@ -175,9 +177,7 @@ def _compile(part: Part, source: str) -> tuple[JinjaTemplate, nodes.Template]:
         if loaded is not None:
             detail = f"line {loaded.lineno}: {type(loaded).__name__.lower()} is not available"
             raise TemplateProblem("TPL_SYNTAX", path, detail)
-        template = sandbox.from_string(source)
-        template.globals = dict(template.globals)  # each rendering copies it: Jinja2's is slow to
-        return template, tree
+        return sandbox.from_string(source), tree
     except TemplateSyntaxError as error:
         raise TemplateProblem("TPL_SYNTAX", path, f"line {error.lineno}: {_short(error)}") from None
     except (RecursionError, MemoryError, SyntaxError, ValueError, OverflowError) as error:

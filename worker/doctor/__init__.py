@@ -15,6 +15,7 @@ from worker.runtime import Runtime
 
 __all__ = ["Check", "Status", "Visit", "examine"]
 
+
 def _order() -> Sequence[Callable[[Visit], Iterator[Check]]]:
     # Imported here: a worker, which asks one of these at its start, needs none of the others.
     from worker.doctor import letter, microsoft, servers, service

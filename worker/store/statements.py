@@ -7,7 +7,6 @@ Times travel as seconds from now: the database's clock is the only one that deci
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import (

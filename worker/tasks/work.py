@@ -38,8 +38,12 @@ def run_ingest(rt: Runtime, seconds: float = math.inf) -> dict[str, int]:
     One thread of a process at a time, which goes on for whoever comes meanwhile: several would hold
     a block in memory each, and be no faster.
     """
-    end, done = time.monotonic() + seconds, dict[str, int]()
-    enough = lambda: rt.stop.is_set() or time.monotonic() > end  # noqa: E731
+    end = time.monotonic() + seconds
+    done: dict[str, int] = {}
+
+    def enough() -> bool:
+        return rt.stop.is_set() or time.monotonic() > end
+
     rt.rung.set()
     while rt.rung.is_set() and not enough() and rt.taking_in.acquire(blocking=False):
         try:
