@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import event, update
 
 from tests.post_kit import SENDER, Post, opened
 from tests.store_kit import sqlite_only
@@ -79,6 +79,31 @@ def test_a_suspension_reaches_a_lane_at_work(post: Post) -> None:
         ended = lane.result()
     assert ended["waits_for"] == SUSPENDED
     assert post.client.status(batch)["counts"]["queued"] > 0
+
+
+def test_a_lane_sees_no_more_large_messages_than_it_can_hold(post: Post) -> None:
+    """Of short ones it looks at dozens; a worker with many lanes cannot hold megabytes for each."""
+    short = [Message("u@example.com", subject="s", text="x")] * 300
+    assert max(looked_at(post, short)) == 64
+    large = [Message("u@example.com", subject="s", html="x" * 100_000)] * 40
+    assert set(looked_at(post, large)[1:]) == {5}
+    assert max(looked_at(post, large[:20] + short)) == 64
+
+
+def looked_at(post: Post, mails: list[Message]) -> list[int]:
+    """How many messages each look asked for while these were sent."""
+    asked: list[int] = []
+
+    def note(_c: Any, _cur: Any, statement: str, values: Any, _ctx: Any, _many: bool) -> None:
+        if "AS front" in statement:
+            asked.append(values[-2])  # count, then an offset
+
+    post.enqueue(*mails)
+    post.ingest()
+    event.listen(post.runtime.store.engine, "before_cursor_execute", note)
+    post.deliver()
+    event.remove(post.runtime.store.engine, "before_cursor_execute", note)
+    return asked
 
 
 def test_what_redis_keeps_of_a_batch_goes_with_its_end(post: Post) -> None:

@@ -281,9 +281,9 @@ def _limits(limits: Limits, high: bool) -> tuple[str, str]:
     return shape, " ".join(map(str, told))
 
 
-def _cost(cost: Cost) -> str:
+def _cost(c: Cost) -> str:
     """COST of gate.lua."""
-    return " ".join(map(str, cost))
+    return f"{c.requests} {c.messages} {c.recipients} {c.upload} {c.external}"
 
 
 def _back(given_back: Sequence[Back]) -> list[Any]:

@@ -54,8 +54,9 @@ PROBE = timedelta(seconds=5)
 RECOVERY = timedelta(seconds=1)
 #: After a stop, what is in flight has the request timeout and this much more to be recorded.
 GRACE = timedelta(seconds=3)
-#: How many due messages are looked at in one go.
-PEEK = 64
+#: How many due messages are looked at in one go; fewer where those before were so large that these
+#: bytes would be more. A worker has dozens of lanes, and they all wait with what they have seen.
+PEEK, PEEK_BYTES = 64, 512 * 1024
 #: Why a lane ended that has more to do: other mailboxes come first.
 NEXT_TURN = "its next turn"
 
@@ -72,6 +73,7 @@ class Lane:
     done: Counter[str] = field(default_factory=Counter)
     _seen: Seen | None = None  # where the buffer's messages come from
     _buffer: deque[Due] = field(default_factory=deque)
+    _largest: int = 32 * 1024  # bytes, of the messages seen so far; at first a guess
     _ready: deque[Prepared] = field(default_factory=deque)  # rendered, and not granted yet
     _turns: Counter[str] = field(default_factory=Counter)
     _landed: list[Landed] = field(default_factory=list)  # slots to give back at the next asking
@@ -223,9 +225,11 @@ class Lane:
             self._standing.heard(await self._read())
         if self._buffer or self._ready:
             return
+        count = max(1, min(PEEK, PEEK_BYTES // max(1, self._largest)))
         self._seen = await asyncio.to_thread(
-            self.deps.store.look, self.mailbox, self._pools, dict(self._turns), PEEK
+            self.deps.store.look, self.mailbox, self._pools, dict(self._turns), count
         )
+        self._largest //= 2  # what comes now may be smaller
         if self._seen is not None:
             self._turns[self._seen.queue_id] += len(self._seen.due)
             self._buffer.extend(self._seen.due)
@@ -233,13 +237,13 @@ class Lane:
     def _take_ready(self) -> list[Prepared]:
         """As many as may fly now, rendered: a mailbox in trouble tries again with one message."""
         self._news.clear()
-        room = self._room()
+        room, inside = self._room(), self._inside()
         while self._seen and self._buffer and len(self._ready) < room:
             due = self._buffer.popleft()
-            self._ready.append(
-                prepare(due, self._seen.template, shared=self._seen.shared, internal=self._inside(),
-                        staging=self.deps.rules.staging)
-            )  # fmt: skip
+            one = prepare(due, self._seen.template, shared=self._seen.shared,
+                          internal=inside, staging=self.deps.rules.staging)  # fmt: skip
+            self._largest = max(self._largest, len(one.body))
+            self._ready.append(one)
         return [self._ready.popleft() for _ in range(min(room, len(self._ready)))]
 
     def _room(self) -> int:
