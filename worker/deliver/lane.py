@@ -9,26 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import math
 import time
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 from redis.exceptions import RedisError
 
+from worker.deliver.ahead import Ahead
 from worker.deliver.flight import NAMES, Flight, Landed, Rest
-from worker.deliver.prepare import prepare, too_large
+from worker.deliver.prepare import too_large
 from worker.deliver.standing import SUSPENDED, Standing
 from worker.deliver.values import Deps, Prepared
 from worker.gate import COOLING, HELD, Back, Grant, lane_token
 from worker.limits import Limit, Limits, Used
-from worker.model import Due, Priority
-from worker.store import Seen, ToClaim
+from worker.store import ToClaim
 from worker.store.retrying import is_passing
 from worker.tokens import Token, TokenRefused
 
@@ -54,9 +53,6 @@ PROBE = timedelta(seconds=5)
 RECOVERY = timedelta(seconds=1)
 #: After a stop, what is in flight has the request timeout and this much more to be recorded.
 GRACE = timedelta(seconds=3)
-#: How many due messages are looked at in one go; fewer where those before were so large that these
-#: bytes would be more. A worker has dozens of lanes, and they all wait with what they have seen.
-PEEK, PEEK_BYTES = 64, 512 * 1024
 #: Why a lane ended that has more to do: other mailboxes come first.
 NEXT_TURN = "its next turn"
 
@@ -71,11 +67,7 @@ class Lane:
     mailbox: str
     token: str = field(default_factory=lane_token)
     done: Counter[str] = field(default_factory=Counter)
-    _seen: Seen | None = None  # where the buffer's messages come from
-    _buffer: deque[Due] = field(default_factory=deque)
-    _largest: int = 32 * 1024  # bytes, of the messages seen so far; at first a guess
-    _ready: deque[Prepared] = field(default_factory=deque)  # rendered, and not granted yet
-    _turns: Counter[str] = field(default_factory=Counter)
+    _ahead: Ahead = field(init=False)
     _landed: list[Landed] = field(default_factory=list)  # slots to give back at the next asking
     _unused: list[str] = field(default_factory=list)  # slots that nothing was sent in
     _flying: set[asyncio.Task[Landed]] = field(default_factory=set)  # until they are recorded
@@ -89,9 +81,11 @@ class Lane:
     _abandoned: bool = False  # a stop took too long
     _standing: Standing = field(default_factory=Standing)
     _limits: Limits | None = None  # that hold for the mailbox; None: those of the settings
-    _pools: Mapping[str, list[str]] = field(default_factory=dict)  # that it is in: name → members
     _fresh_until: float = -math.inf  # monotonic: then limits and pools are read again
     _trouble: int = 0  # how often in a row sends of this mailbox went wrong
+
+    def __post_init__(self) -> None:
+        self._ahead = Ahead(self.deps, self.mailbox)
 
     async def run(self) -> dict[str, Any]:
         """Works until nothing is due, the turn is over, or it must wait for more than a moment."""
@@ -137,7 +131,7 @@ class Lane:
                 ready[0] = too_large(ready[0], grant.word)
             go = grant.count or int(grant.wait is None)
             if grant.rung == before:
-                self._ready.extendleft(reversed(ready[go:]))
+                self._ahead.put_back(ready[go:])
             if token and go:
                 await self._send(ready[:go], token)
             elif self._flying:
@@ -210,53 +204,26 @@ class Lane:
         standing = await asyncio.to_thread(Standing.of, self.deps.store, self.mailbox)
         self._limits = self.deps.gate.limits.changed(standing.limits)
         known = await asyncio.to_thread(self.deps.pools)
-        pools = {name: list(of) for name, of in known.items() if self.mailbox in of}
-        if pools != self._pools:
-            self._pools = pools
-            self._buffer.clear()  # what it holds may be for others to send now
-            self._ready.clear()
+        self._ahead.join({name: list(of) for name, of in known.items() if self.mailbox in of})
         return standing
 
     # ---- what is next --------------------------------------------------------------------------
 
     async def _look(self) -> None:
-        """Fills the buffer from the best queue: priority first, then whoever had fewer turns."""
+        """Finds what is due, under the limits and pools as they are now."""
         if time.monotonic() >= self._fresh_until:
             self._standing.heard(await self._read())
-        if self._buffer or self._ready:
-            return
-        count = max(1, min(PEEK, PEEK_BYTES // max(1, self._largest)))
-        self._seen = await asyncio.to_thread(
-            self.deps.store.look, self.mailbox, self._pools, dict(self._turns), count
-        )
-        self._largest //= 2  # what comes now may be smaller
-        if self._seen is not None:
-            self._turns[self._seen.queue_id] += len(self._seen.due)
-            self._buffer.extend(self._seen.due)
+        await self._ahead.look()
 
     def _take_ready(self) -> list[Prepared]:
         """As many as may fly now, rendered: a mailbox in trouble tries again with one message."""
         self._news.clear()
-        room, inside = self._room(), self._inside()
-        while self._seen and self._buffer and len(self._ready) < room:
-            due = self._buffer.popleft()
-            one = prepare(due, self._seen.template, shared=self._seen.shared,
-                          internal=inside, staging=self.deps.rules.staging)  # fmt: skip
-            self._largest = max(self._largest, len(one.body))
-            self._ready.append(one)
-        return [self._ready.popleft() for _ in range(min(room, len(self._ready)))]
+        return self._ahead.take(self._room())
 
     def _room(self) -> int:
         slots = (self._limits or self.deps.gate.limits).slots
         most = 1 if self._trouble else self._standing.most(slots)
         return max(0, most - len(self._flying) + len(self._answered))
-
-    def _inside(self) -> frozenset[str]:
-        """The domains of the organisation: as set, else those of the senders."""
-        if self.deps.rules.internal_domains:
-            return self.deps.rules.internal_domains
-        senders = {self.mailbox, *itertools.chain.from_iterable(self._pools.values())}
-        return frozenset(sender.rpartition("@")[2] for sender in senders)
 
     async def _token(self) -> Token:
         token = self.deps.tokens.at_hand()
@@ -271,7 +238,7 @@ class Lane:
             grant = await self.deps.gate.ask(
                 self.mailbox, self.token, wanted=[(p.due.id, p.cost) for p in ready],
                 given_back=back, limits=self._limits,
-                high=self._seen is not None and self._seen.priority == Priority.HIGH,
+                high=self._ahead.is_high,
             )  # fmt: skip
         # A lease that lapsed is not taken up again: its slots may be another lane's by now.
         kept = grant.word != HELD and asked < self._ours_until
@@ -279,8 +246,7 @@ class Lane:
         self._trouble = grant.trouble
         if grant.rung != self._rung:
             self._rung = grant.rung
-            self._buffer.clear()  # something new is due, and may be more urgent
-            self._ready.clear()
+            self._ahead.forget()
         return grant
 
     @contextlib.contextmanager

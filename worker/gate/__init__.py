@@ -18,8 +18,8 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from worker.gate.script import Script
 from worker.limits import WINDOWS, Cost, Limit, Limits, Used, Window
-from worker.script import Script
 
 #: A lane that is not heard of for this long is dead: another worker may take the mailbox.
 LANE_LEASE = timedelta(seconds=10)
