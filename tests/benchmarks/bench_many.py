@@ -1,6 +1,6 @@
 """Many messages of many mailboxes through one worker process: memory, threads, a sweep.
 
-    ./dev bench many [--count 200000] [--mailboxes 1000] [--no-limits]
+    ./dev bench many [--count 200000] [--mailboxes 1000] [--kilobytes N] [--no-limits]
 
 First all messages are sent, as fast as they go: what the worker holds in memory on the way, and
 what Redis holds before and after. Then the worker is started anew with a limit under which every
@@ -27,7 +27,9 @@ from worker.tasks.work import run_sweep
 THREADS, OWN = 32, 12
 #: Goals: MB of a worker, milliseconds of a sweep, and what a later memory may be of an earlier one.
 MOST_MB, SWEEP_MS, SLOPE = 150.0, 50.0, 1.05
-IDLE_SECONDS, SWEEPS = 30.0, 50
+SETTLING, SWEEPS = 30.0, 50
+#: A lane that waits for a window comes once in so many seconds (HOLD in worker/deliver/lane.py).
+PERIOD = 60.0
 
 
 def main(words: list[str]) -> int:
@@ -35,12 +37,13 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="./dev bench many", description=__doc__)
     parser.add_argument("--count", type=int, default=200_000)
     parser.add_argument("--mailboxes", type=int, default=1000)
+    parser.add_argument("--kilobytes", type=int, help="of each body, in place of a template")
     parser.add_argument("--no-limits", action="store_true", help="measure, do not judge")
     given = parser.parse_args(words)
     print(machine(), flush=True)
     with Stage.set_up({}, limits=False) as stage:
         stage.start_workers(1, THREADS)
-        sending = send(stage, given.mailboxes, given.count)
+        sending = send(stage, given.mailboxes, given.count, given.kilobytes)
         stage.stop_workers()
         found = sending | hold_back(stage, given.mailboxes, given.count)
     print(table(("measured", "value"), [[name, f"{value:,.1f}"] for name, value in found.items()]))
@@ -61,12 +64,12 @@ def judged(found: dict[str, float]) -> list[str]:
     return [f"missed: {goal}" for goal, held in goals.items() if not held]
 
 
-def send(stage: Stage, senders: int, count: int) -> dict[str, float]:
+def send(stage: Stage, senders: int, count: int, kilobytes: int | None) -> dict[str, float]:
     """All messages, and the memory of the worker on the way."""
     with redis.Redis.from_url(stage.redis.url) as client:
         before = client.info("memory")["used_memory"]
         began = time.monotonic()
-        stage.produce(dict.fromkeys(mailboxes(senders), count // senders))
+        stage.produce(dict.fromkeys(mailboxes(senders), count // senders), kilobytes=kilobytes)
         wanted, samples = count // senders * senders, list[tuple[int, float]]()
         wait(lambda: watched(stage, samples) >= wanted, f"{wanted} accepted mails", pause=1,
              seconds=1800)  # fmt: skip
@@ -103,16 +106,16 @@ def hold_back(stage: Stage, senders: int, sent: int) -> dict[str, float]:
         stage.produce(dict.fromkeys(mailboxes(senders), 10))
         wait(lambda: stage.scalar("SELECT count(*) FROM messages WHERE state = 'queued'")
              == 10 * senders, "the rows")  # fmt: skip
-        time.sleep(IDLE_SECONDS)  # until every lane was told to wait
+        time.sleep(SETTLING)  # until every lane was told to wait
         used, sampled = stage.seconds(), list[float]()
-        for _ in range(int(IDLE_SECONDS)):
+        for _ in range(int(PERIOD)):
             sampled.append(threads(stage))
             time.sleep(1)
         used = stage.seconds() - used
         assert stage.accepted() == there, "a mailbox sent more than its limit"
         return {
             "mailboxes that wait": senders, "threads while all wait": max(sampled),
-            "processor while all wait, %": 100 * used / IDLE_SECONDS,
+            "processor while all wait, %": 100 * used / PERIOD,
             "a sweep, ms": sweeping(stage),
         }  # fmt: skip
     finally:

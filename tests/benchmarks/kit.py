@@ -93,12 +93,14 @@ class Stage:
         """Processor seconds of the workers so far."""
         return processor(self.workers)
 
-    def produce(self, to: Mapping[str, int], due: datetime | None = None) -> dict[str, Any]:
+    def produce(
+        self, to: Mapping[str, int], due: datetime | None = None, kilobytes: int | None = None
+    ) -> dict[str, Any]:
         """Enqueues so many messages for each of these mailboxes, in a process of its own.
 
         Gives what it says: seconds, processor seconds, peak memory, batches.
         """
-        order = {"to": dict(to), "due": due.isoformat() if due else None}
+        order = {"to": dict(to), "due": due.isoformat() if due else None, "kilobytes": kilobytes}
         return run_module("produce", order, self.environment)
 
     def prepare(self, to: Mapping[str, int], rows_a_second: int = 1500) -> float:

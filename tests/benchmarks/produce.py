@@ -13,17 +13,19 @@ from worker import Client, Message, Template
 
 
 def main(order: dict) -> dict:
-    """`order`: `to` (mailbox to count), `due` (ISO 8601, or null); `one_by_one`: with a pause of so
-    many seconds, each a batch of its own and urgent, and says when each began.
+    """`order`: `to` (mailbox to count), `due` (ISO 8601, or null), `kilobytes` (of a body that each
+    message has for itself; absent: a template); `one_by_one`: with a pause of so many seconds, each
+    a batch of its own and urgent, and says when each began.
     """
     client = Client.from_env()
     if pause := order.get("one_by_one"):
         return {"began": [_urgent(client, order, pause) for _ in range(*order["to"].values())]}
-    template = Template(SUBJECT, html=HTML)
+    size = order.get("kilobytes")
+    template = None if size else Template(SUBJECT, html=HTML)
     before, began = _used(), time.monotonic()
     batches = [
-        client.enqueue(_messages(count), sender=mailbox, template=template, send_at=order["due"],
-                       name=f"Invoices of {mailbox}").batch_id
+        client.enqueue(_messages(count, size), sender=mailbox, template=template,
+                       send_at=order["due"], name=f"Invoices of {mailbox}").batch_id
         for mailbox, count in order["to"].items()
     ]  # fmt: skip
     return {
@@ -41,9 +43,12 @@ def _urgent(client: Client, order: dict, pause: float) -> float:
     return began
 
 
-def _messages(count: int) -> Iterator[Message]:
+def _messages(count: int, size: int | None) -> Iterator[Message]:
     for address, values in variables(count):
-        yield Message(address, variables=values)
+        if size:
+            yield Message(address, subject="Your letter", html=f"<p>{address:{size * 1000}}</p>")
+        else:
+            yield Message(address, variables=values)
 
 
 def _used() -> float:
