@@ -54,7 +54,7 @@ class Runtime:
         self.pid = os.getpid()
         self.stop = threading.Event()
         self.crowded = threading.Event()  # tasks wait for a thread of some worker
-        self.rung = threading.Event()  # something may lie in the inbox
+        self.inbox_rung = threading.Event()  # something may lie in the inbox
         self.taking_in = threading.Lock()
         self.name = f"{socket.gethostname()}:{self.pid}:{secrets.token_hex(3)}"
         self.lanes = Lanes()

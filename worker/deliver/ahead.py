@@ -29,7 +29,8 @@ class Ahead:
     _waiting: deque[Due] = field(default_factory=deque)
     _ready: deque[Prepared] = field(default_factory=deque)  # rendered, and not granted yet
     _turns: Counter[str] = field(default_factory=Counter)
-    _largest: int = 32 * 1024  # bytes, of the messages seen so far; at first a guess
+    _largest: int = 0  # bytes, of the bodies that were rendered since the last look
+    _expected: int = 32 * 1024  # the same of the time before it; at first a guess
 
     @property
     def is_high(self) -> bool:
@@ -51,11 +52,11 @@ class Ahead:
         """Where nothing is left: the best queue's, priority first, then whoever had fewer turns."""
         if self._waiting or self._ready:
             return
-        count = max(1, min(PEEK, PEEK_BYTES // max(1, self._largest)))
+        self._expected, self._largest = self._largest or self._expected, 0
+        count = max(1, min(PEEK, PEEK_BYTES // self._expected))
         self._seen = await asyncio.to_thread(
             self.deps.store.look, self.mailbox, self._pools, dict(self._turns), count
         )
-        self._largest //= 2  # what comes now may be smaller
         if self._seen is not None:
             self._turns[self._seen.queue_id] += len(self._seen.due)
             self._waiting.extend(self._seen.due)

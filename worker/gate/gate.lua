@@ -19,10 +19,10 @@
 -- KEYS[9]     postroom:tenant:flying     sorted set of "slot id|amount", by until (ms)
 --
 -- ARGV[1] is the time in ms, empty for Redis's own; ARGV[2] the verb. The windows go in the order
--- requests, messages, recipients, upload, external; LIMITS are two: the shape, and as one text: slots,
--- percent kept for others, and amount and span (ms) of each window, -1 where it is off. COST is one
--- text of five numbers. BACK is a count and as many (slot id, age ms, 0 nothing | 1 request | 2 all);
--- WANTED a count and as many (slot id, COST).
+-- requests, messages, recipients, upload, external. LIMITS are two: the shape, and one text of the
+-- slots, the percent kept for others, and amount and span (ms) of each window, -1 where it is off.
+-- COST is one text of five numbers. BACK is a count and as many (slot id, age ms, 0 nothing |
+-- 1 request | 2 all); WANTED a count and as many (slot id, COST).
 --   ask    token lease_ms LIMITS BACK WANTED
 --            -> {"granted" | "held" | "cooling" | "unknown" | the limit that binds,
 --                count, wait_ms (-1: never), rung, trouble}
@@ -115,7 +115,7 @@ end
 -- ---- what the call says ------------------------------------------------------------------------
 
 local shape, most_slots
-local all, amount, span = {}, {}, {}
+local most, amount, span = {}, {}, {}
 local life = FORGET_MS  -- of all keys: longer than the longest window
 
 local function read_limits()
@@ -123,8 +123,8 @@ local function read_limits()
   local told = numbers(2 + 2 * WINDOWS, 'limits')
   most_slots = told[1]
   for w = 1, WINDOWS do
-    all[w], span[w] = told[1 + 2 * w], told[2 + 2 * w]
-    amount[w] = all[w] - math.floor(all[w] * told[2] / 100)
+    most[w], span[w] = told[1 + 2 * w], told[2 + 2 * w]
+    amount[w] = most[w] - math.floor(most[w] * told[2] / 100)
     life = math.max(life, span[w] + 3600000)
   end
 end
@@ -307,7 +307,7 @@ local function binds(used, costs, first, cost)
   local name, longest_wait
   for w = 1, WINDOWS do
     if span[w] >= 0 then
-      if cost[w] > all[w] then return NAMES[w], -1 end
+      if cost[w] > most[w] then return NAMES[w], -1 end
       -- One that is larger than its share still goes, alone.
       local surplus = costs[w] + sum_of(w) + cost[w] - math.max(amount[w], cost[w])
       if cost[w] > 0 and surplus > 0 then

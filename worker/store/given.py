@@ -1,4 +1,4 @@
-"""Rows as one JSON parameter, so that a statement has the same text for one and for a hundred."""
+"""Rows as one parameter, so that a statement has the same text for one and for a hundred."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def _as(kind: Any, found: ColumnElement[Any]) -> ColumnElement[Any]:
     return type_coerce(found, kind) if isinstance(kind, JSON) else cast(found, kind)
 
 
-def is_among(dialect: str, column: ColumnElement[Any], name: str) -> ColumnElement[bool]:
+def is_among(dialect: str, text: ColumnElement[Any], name: str) -> ColumnElement[bool]:
     """Whether a text is in the list that is the parameter `name`: one statement for any length.
 
     With IN each length would be a text of its own, to be made, taken apart and planned anew.
     """
     if dialect == "postgresql":
-        return column == any_(bindparam(name, type_=postgresql.ARRAY(Text)))
+        return text == any_(bindparam(name, type_=postgresql.ARRAY(Text)))
     each = func.json_each(bindparam(name, type_=JSON)).table_valued("value")
-    return column.in_(select(each.c.value))
+    return text.in_(select(each.c.value))
 
 
 def is_given(dialect: str, rows: FromClause) -> ColumnElement[bool]:

@@ -19,10 +19,9 @@ class Transactions:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._reads = engine.execution_options(reads=True)
 
     def _reading(self) -> AbstractContextManager[Connection]:
-        return self._reads.connect()
+        return self.engine.connect().execution_options(reads=True)
 
     def _do(self, work: Callable[[Connection], T]) -> T:
         return patiently(lambda: self._once(work), chance=random.random)

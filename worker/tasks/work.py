@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from typing import Any
 
 from worker import settle as settling
@@ -33,31 +34,31 @@ async def run_lane(rt: Runtime, mailbox: str) -> dict[str, Any]:
 
 
 def run_ingest(rt: Runtime, seconds: float = math.inf) -> dict[str, int]:
-    """Writes what lies in the inbox. `seconds`: leaves the rest to a task.
+    """Writes what lies in the inbox, for so many seconds at most.
 
     One thread of a process at a time, which goes on for whoever comes meanwhile: several would hold
-    a block in memory each, and be no faster.
+    a block in memory each, and be no faster. Where it breaks off, the ticker begins anew.
     """
     end = time.monotonic() + seconds
-    done: dict[str, int] = {}
+    done = Counter[str]()
 
     def enough() -> bool:
         return rt.stop.is_set() or time.monotonic() > end
 
-    rt.rung.set()
-    while rt.rung.is_set() and not enough() and rt.taking_in.acquire(blocking=False):
+    rt.inbox_rung.set()
+    while rt.inbox_rung.is_set() and not enough() and rt.taking_in.acquire(blocking=False):
         try:
-            rt.rung.clear()
+            rt.inbox_rung.clear()
             rt.parts.drain(rt.name, rt.store.contents.arrive, enough)
-            done = ingest(
+            done.update(ingest(
                 rt.inbox, rt.store, consumer=rt.name, max_age=rt.settings.max_age,
                 wake=lambda targets: wake(rt, targets, news=True), enough=enough,
-            )  # fmt: skip
+            ))  # fmt: skip
         finally:
             rt.taking_in.release()
-    if time.monotonic() > end:
-        rt.ring_ingest()
-    return done
+    if rt.inbox_rung.is_set() and time.monotonic() > end and not rt.stop.is_set():
+        rt.ring_ingest()  # for the task that came meanwhile, and is gone
+    return dict(done)
 
 
 def run_sweep(rt: Runtime) -> dict[str, int]:
