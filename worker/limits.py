@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from enum import IntEnum, StrEnum
@@ -144,10 +144,6 @@ class Cost:
         """What it takes of one window."""
         amount: int = getattr(self, limit)
         return amount
-
-    def __iter__(self) -> Iterator[int]:
-        """In the order of WINDOWS."""
-        return (self.of(limit) for limit in WINDOWS)
 
 
 @dataclass(slots=True)

@@ -282,7 +282,7 @@ def _limits(limits: Limits, high: bool) -> tuple[str, str]:
 
 
 def _cost(c: Cost) -> str:
-    """COST of gate.lua."""
+    """COST of gate.lua, in the order of WINDOWS."""
     return f"{c.requests} {c.messages} {c.recipients} {c.upload} {c.external}"
 
 

@@ -71,9 +71,14 @@ def is_given(dialect: str, rows: FromClause) -> ColumnElement[bool]:
     return and_(same, messages.c.id == any_(ids))
 
 
+def array_of(rows: Iterable[str]) -> str:
+    """The parameter `rows`: these JSON texts as one."""
+    return f"[{','.join(rows)}]"
+
+
 def rows_given(dialect: str, rows: Iterable[str], ids: Sequence[str]) -> dict[str, Any]:
     """The parameters of a statement that finds its rows, each a JSON text, by `is_given`."""
-    found: dict[str, Any] = {"rows": f"[{','.join(rows)}]"}
+    found: dict[str, Any] = {"rows": array_of(rows)}
     if dialect == "postgresql":
         found["ids"] = list(ids)
     return found

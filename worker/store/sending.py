@@ -18,7 +18,7 @@ from sqlalchemy import (
 from worker.model import Due, Outcome, Rejected, State, Verdict
 from worker.store import rejections
 from worker.store.clock import after
-from worker.store.given import rows_given
+from worker.store.given import array_of, rows_given
 from worker.store.mailboxes import note, refusal
 from worker.store.schema import attempts
 from worker.store.statements import (
@@ -153,7 +153,7 @@ class Sending:
 
     def _audit(self, connection: Connection, rows: Sequence[str], *, late: bool) -> None:
         if rows:
-            connection.execute(self._attempts, {"rows": f"[{','.join(rows)}]", "late": late})
+            connection.execute(self._attempts, {"rows": array_of(rows), "late": late})
 
     def _given(self, rows: Mapping[tuple[str, int], str]) -> dict[str, Any]:
         return rows_given(self._dialect, rows.values(), [message_id for message_id, _ in rows])
